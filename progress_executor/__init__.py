@@ -1,0 +1,35 @@
+"""Executors whose futures carry progress to the caller and cancellation into the running task."""
+
+from typing import TYPE_CHECKING, Any
+
+from ._speedups import IMPLEMENTATION, Updater
+from .executors.base import ProgressExecutor
+from .executors.sync import SyncProgressExecutor
+from .executors.thread import ThreadPoolProgressExecutor
+from .futures import ProgressFuture
+from .state import ProgressState
+
+if TYPE_CHECKING:
+    from .executors.process import ProcessPoolProgressExecutor
+
+__all__ = [
+    "IMPLEMENTATION",
+    "ProcessPoolProgressExecutor",
+    "ProgressExecutor",
+    "ProgressFuture",
+    "ProgressState",
+    "SyncProgressExecutor",
+    "ThreadPoolProgressExecutor",
+    "Updater",
+]
+
+__version__ = "1.0.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ProcessPoolProgressExecutor":  # imports multiprocessing, which not everybody needs
+        from .executors.process import ProcessPoolProgressExecutor
+
+        globals()[name] = ProcessPoolProgressExecutor
+        return ProcessPoolProgressExecutor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

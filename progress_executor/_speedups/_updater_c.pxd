@@ -1,0 +1,27 @@
+# The C types for _updater.py when it is compiled. The Python form ignores this file.
+
+cimport cython
+
+cdef Py_ssize_t CONTROL, SEQUENCE, N, TOTAL
+cdef Py_ssize_t CALLER_BYTE, MODE_BYTE, N_KIND_BYTE, TOTAL_KIND_BYTE, STATUS_LENGTH_BYTE, STATUS_BYTE
+cdef int CANCEL, LOCKED, FLOATING, WIDE, PLAIN, PUSHING, INT, FLOAT, BIG, NONE
+cdef Py_ssize_t SLOT_SIZE, STATUS_SIZE, NUMBER_SIZE
+cdef long long _FLOATING_WORD
+
+
+@cython.final
+cdef class Updater:
+    cdef long long[::1] _words
+    cdef double[::1] _doubles
+    cdef object _bytes
+    cdef object _lock
+    cdef object _push
+    cdef int _mode
+
+
+
+@cython.final
+cdef class _Iteration:
+    cdef Updater _updater
+    cdef object _iterator
+    cdef bint _counting

@@ -1,0 +1,225 @@
+"""`ProcessPoolProgressExecutor`: the standard library's process pool; the slots are in one shared-memory segment.
+
+    caller                                     worker
+    submit -> ProcessTask -> manager thread
+              -> feeder thread: pickled, ----> RemoteTask: Updater on the slot
+                 claims a slot                    |  writes n, total, status
+    state, callbacks <------ slot --------------- +
+    cancel() --------------> slot: control -----> the next progress call raises
+    done: final state read, slot released <---- result, through the pool's own queue
+"""
+
+import itertools
+import os
+import signal
+import threading
+import weakref
+from asyncio import CancelledError
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing import parent_process
+from multiprocessing.context import BaseContext
+from multiprocessing.reduction import ForkingPickler
+from pickle import PicklingError
+from typing import Any, TypeVar
+
+from .._speedups import Updater
+from ..arena import Arena
+from ..delivery import Board
+from ..futures import ProgressFuture
+from ..slots import Slot
+from ..tasks import Call, Task, takes_progress
+from .base import ProgressExecutor, cancel_all_if_interrupted
+
+T = TypeVar("T")
+
+
+class ProcessTask(Task):
+    """Claims its slot when it is pickled for a worker, in the feeder thread of the pool's call queue."""
+
+    __slots__ = ("arena", "index")
+
+    def __init__(self, board: Board, call: Call, arena: Arena) -> None:
+        super().__init__(board, call)
+        self.arena = arena
+        self.index: int | None = None
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        call = self.call
+        if call is None or self.cancel_requested:
+            return RemoteTask, (None, False, b"")
+        try:
+            payload = bytes(ForkingPickler.dumps(call))
+        except (IndexError, OSError) as error:
+            # The feeder thread takes an IndexError for its empty buffer and drops the work item, and one with EPIPE for the
+            # end of its pipe: the future would never be done.
+            raise PicklingError(f"cannot pickle the call: {type(error).__name__}: {error}") from error
+        index, slot = self.arena.claim()
+        if not self.start(slot):
+            self.arena.release(index)
+            return RemoteTask, (None, False, b"")
+        self.index = index
+        return RemoteTask, (index, takes_progress(call), payload)
+
+    def release_slot(self) -> None:
+        if self.index is not None:
+            self.arena.release(self.index)
+            self.index = None
+
+
+class RemoteTask:
+    """What a `ProcessTask` is in the worker: slot `index` (None: cancelled on the way) and the pickled call.
+
+    The call is unpickled here and not by the worker's loop, which would end with the pool broken where that fails.
+    """
+
+    __slots__ = ("call", "index", "takes_progress")
+
+    def __init__(self, index: int | None, takes_progress: bool, call: bytes) -> None:
+        self.index = index
+        self.takes_progress = takes_progress
+        self.call = call
+
+    def __call__(self) -> Any:
+        if self.index is None:
+            raise CancelledError
+        assert _arena is not None
+        slot = Slot(_arena.buffer(self.index))
+        slot.start()
+        if slot.cancelled:
+            raise CancelledError
+        fn, args, kwargs = ForkingPickler.loads(self.call)
+        self.call = b""
+        if not self.takes_progress:
+            return fn(*args, **kwargs)
+        progress = kwargs["progress"] = Updater(slot.buffer)
+        try:
+            return fn(*args, **kwargs)
+        finally:
+            progress._detach()
+
+
+_arena: Arena | None = None
+"""In a worker: the slots of its pool."""
+
+
+def _start_worker(arena: Arena, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> None:
+    global _arena
+    _arena = arena
+    # Ctrl-C reaches the whole process group; the caller decides what it means. SIGTERM must end a worker, but a forked one
+    # has inherited the caller's handler, and the pipe through which asyncio hears of signals.
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    threading.Thread(target=_end_with_caller, daemon=True, name="end-with-caller").start()
+    if initializer is not None:
+        initializer(*initargs)
+
+
+def _end_with_caller() -> None:
+    """A worker holds both ends of the call queue, so it would never see that a killed caller is gone."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+@contextmanager
+def _sigint_blocked() -> Iterator[None]:
+    """A worker that starts meanwhile has SIGINT blocked until `_start_worker` ignores it: no traceback in between."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+class ProcessPoolProgressExecutor(ProgressExecutor, ProcessPoolExecutor):
+    """A `concurrent.futures.ProcessPoolExecutor`, with all its arguments, whose futures have progress.
+
+    Workers ignore SIGINT. `submit` raises OSError if there is no room for the slots in shared memory.
+    """
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        mp_context: BaseContext | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        *,
+        max_tasks_per_child: int | None = None,
+    ) -> None:
+        if initializer is not None and not callable(initializer):
+            raise TypeError("initializer must be a callable")
+        ProcessPoolExecutor.__init__(self, max_workers, mp_context, max_tasks_per_child=max_tasks_per_child)
+        # Twice what workers and call queue hold: finished tasks keep their slots until the manager thread hears of them.
+        self._arena = Arena(4 * self._max_workers + 4)
+        self._initializer: Callable[..., object] = _start_worker
+        self._initargs: tuple[Any, ...] = (self._arena, initializer, initargs)
+        self._set_up()
+
+    def _enqueue(self, call: Call) -> ProgressFuture[Any]:
+        self._arena.open()
+        task = ProcessTask(self._board, call, self._arena)
+        return ProgressFuture._adopt(ProcessPoolExecutor.submit(self, task), task)
+
+    def map(
+        self, fn: Callable[..., T], *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1
+    ) -> Iterator[T]:
+        """As in the standard library; `progress`, if `fn` takes it, is that of the whole chunk."""
+        if not takes_progress((fn, (None,) * len(iterables), {})):
+            return super().map(fn, *iterables, timeout=timeout, chunksize=chunksize)
+        if chunksize < 1:
+            raise ValueError("chunksize must be >= 1.")
+        chunks = iter(lambda: list(itertools.islice(calls, chunksize)), [])
+        calls = zip(*iterables)
+        results = Executor.map(self, partial(_run_chunk, fn), chunks, timeout=timeout)
+        return itertools.chain.from_iterable(results)
+
+    def _spawn_process(self) -> None:
+        with _sigint_blocked():
+            super()._spawn_process()  # type: ignore[misc]
+
+    def _start_executor_manager_thread(self) -> None:
+        if self._executor_manager_thread is None:
+            super()._start_executor_manager_thread()  # type: ignore[misc]
+            # Its end is the end of the pool, also when nobody waits for it or the executor is simply dropped.
+            weakref.finalize(self._executor_manager_thread, self._arena.close)
+
+    def _close(self, cancel_futures: bool) -> Callable[[float | None], bool]:
+        manager = self._executor_manager_thread
+        # Its own cancel_futures would call `cancel()` of running tasks, take True for "never started" and forget them.
+        if cancel_futures:
+            self._cancel_pending()
+        ProcessPoolExecutor.shutdown(self, wait=False)
+
+        def join(timeout: float | None) -> bool:
+            if manager is not None:
+                manager.join(timeout)
+                if manager.is_alive():
+                    return False
+            self._arena.close()
+            return True
+
+        return join
+
+    def _cancel_pending(self) -> None:
+        for item in list(self._pending_work_items.values()):
+            if self._board.cancelling:
+                item.future.cancel()
+            else:
+                Future.cancel(item.future)
+
+
+def _run_chunk(fn: Callable[..., T], chunk: list[tuple[Any, ...]], progress: Updater) -> list[T]:
+    return [fn(*args, progress=progress) for args in chunk]
+
+
+threading._register_atexit(cancel_all_if_interrupted)  # type: ignore[attr-defined]

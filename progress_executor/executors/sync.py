@@ -1,0 +1,163 @@
+"""`SyncProgressExecutor`: runs a task in the thread that waits for it; the task itself pushes its progress."""
+
+import asyncio
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
+from typing import Any
+
+from .._speedups import Updater
+from ..delivery import Board, Ticker
+from ..futures import ProgressFuture
+from ..slots import Slot
+from ..tasks import Call, Task, takes_progress
+from .base import ProgressExecutor
+
+
+class SyncTask(Task):
+    """Does nothing until somebody waits for it; then it runs in that thread."""
+
+    __slots__ = ("futures", "thread")
+
+    lazy = True
+
+    def __init__(self, board: Board, call: Call, futures: "dict[SyncTask, ProgressFuture[Any]]") -> None:
+        super().__init__(board, call)
+        self.futures = futures  # of the executor: all that are not done
+        self.thread: int | None = None  # which runs it
+
+    def run_here(self) -> None:
+        thread = threading.get_ident()
+        with self.board.lock:
+            taken, self.thread = self.thread, self.thread or thread
+        if taken is not None:
+            if taken == thread and not self.finished:
+                raise RuntimeError("a task of a SyncProgressExecutor cannot wait for itself, nor can what it calls")
+            return
+        future = self.futures.get(self)
+        if future is None or not future.set_running_or_notify_cancel():
+            return
+        try:
+            with _cancelled_by_sigint(self):
+                result = self._run()
+        except KeyboardInterrupt:
+            self.cancel_requested = True
+            future.set_exception(asyncio.CancelledError())
+            raise
+        except BaseException as error:
+            future.set_exception(error)
+            # The traceback holds this frame: break the cycle.
+            future = None
+        else:
+            future.set_result(result)
+
+    def _run(self) -> Any:
+        call = self.call
+        slot = Slot()
+        slot.start()
+        if call is None or not self.start(slot):
+            raise asyncio.CancelledError
+        self._push(True)
+        fn, args, kwargs = call
+        if takes_progress(call):
+            kwargs["progress"] = Updater(slot.buffer, self._push)
+        return fn(*args, **kwargs)
+
+    def _push(self, now: bool) -> None:
+        # Threads of the task may count, but callbacks are called in the thread that waits.
+        if self.feed is not None and self.thread == threading.get_ident():
+            self.feed.deliver(now)
+
+    async def wait_in_loop(self, future: "Future[Any]", ticker: Ticker) -> None:
+        async with ticker.turn:
+            self.run_here()
+            # The loop stood still meanwhile. Before anybody hears of the end it does what fell due before it, such as a
+            # cancellation after two seconds: a sleep, however short, comes after all of that.
+            await asyncio.sleep(1e-9)
+        if not future.done():  # another thread runs it
+            await super().wait_in_loop(future, ticker)
+
+    def finish(self, future: "Future[Any]") -> None:
+        super().finish(future)
+        if self.futures.pop(self, None) is not None and self.thread is None:
+            future.set_running_or_notify_cancel()  # cancelled while pending: no worker will tell the waiters
+
+
+class SyncFuture(ProgressFuture[Any]):
+    """A future whose task runs when it is waited for, in whichever way."""
+
+    def add_done_callback(self, fn: "Callable[[Future[Any]], object]") -> None:
+        super().add_done_callback(fn)
+        # In an event loop's thread this is how asyncio.wrap_future and run_in_executor wait.
+        with contextlib.suppress(RuntimeError):
+            asyncio.get_running_loop().call_soon(self._task.run_here)
+
+
+@contextlib.contextmanager
+def _cancelled_by_sigint(task: Task) -> Iterator[None]:
+    """asyncio's handler of SIGINT cancels its main task, which cannot run before this one has ended: cancel this one, too.
+
+    Python's own handler raises KeyboardInterrupt in the task, which is as good.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or not callable(handler)
+        or handler is signal.default_int_handler
+    ):
+        yield
+        return
+
+    def cancel_and_go_on(signum: int, frame: Any) -> None:
+        task.request_cancel()
+        handler(signum, frame)
+
+    signal.signal(signal.SIGINT, cancel_and_go_on)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+class SyncProgressExecutor(ProgressExecutor):
+    """Runs each task in the calling thread, for tests and for debugging.
+
+    A task runs when its future is first awaited, asked for its result or waited for, or when the executor is left. In an
+    event loop, nothing else runs meanwhile; between two tasks the loop does what has fallen due.
+    """
+
+    def __init__(self) -> None:
+        self._futures: dict[SyncTask, ProgressFuture[Any]] = {}
+        self._closed = False
+        self._set_up()
+
+    def _enqueue(self, call: Call) -> ProgressFuture[Any]:
+        if self._closed:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+        task = SyncTask(self._board, call, self._futures)
+        future = self._futures[task] = SyncFuture._adopt(Future(), task)
+        return future
+
+    def _close(self, cancel_futures: bool) -> Callable[[float | None], bool]:
+        self._closed = True
+        if cancel_futures:
+            for future in tuple(self._futures.values()):
+                Future.cancel(future)
+        return self._run_all
+
+    def _run_all(self, timeout: float | None) -> bool:
+        for task, future in tuple(self._futures.items()):
+            task.run_here()
+            if wait([future], timeout).not_done:  # another thread runs it
+                return False
+        return True
+
+    async def _wait_in_loop(self, join: Callable[[float | None], bool]) -> None:
+        for future in tuple(self._futures.values()):
+            await asyncio.wait([asyncio.ensure_future(future)])
+
+    def _cancel_pending(self) -> None:
+        for future in tuple(self._futures.values()):
+            future.cancel()

@@ -1,0 +1,259 @@
+"""`ProgressFuture`: a `concurrent.futures.Future` that knows its task's progress and can stop it.
+
+The standard library's pools make plain futures; the executors turn each into one of ours after `submit`. The task may have
+ended by then, so nothing depends on a method of ours having been called: what can be is derived from the future's state.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
+from concurrent.futures import BrokenExecutor, Future, InvalidStateError
+from concurrent.futures._base import CANCELLED_AND_NOTIFIED, PENDING, RUNNING
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from .delivery import INTERVAL, DeliveringEvent, Feed, ProgressCallback, Ticker, waiting
+from .state import ProgressState
+from .tasks import Task
+
+if TYPE_CHECKING:
+    from .bars import Trigger
+
+T = TypeVar("T")
+
+
+class ProgressFuture(Future[T]):
+    """The future of a task whose progress can be watched and which can be cancelled while it runs.
+
+    Made by the executors' `submit`. Everything of `concurrent.futures.Future` holds; in addition it can be awaited, or given
+    to `asyncio.create_task` as if it were a coroutine.
+    """
+
+    _task: Task
+
+    @classmethod
+    def _adopt(cls, future: "Future[T]", task: Task) -> "ProgressFuture[T]":
+        """Turn the plain future of `task` into one of ours."""
+        future.__class__ = cls
+        ours = cast("ProgressFuture[T]", future)
+        ours._task = task
+        ours._waiters = _Waiters(task)
+        Future.add_done_callback(ours, task.finish)
+        return ours
+
+    # Progress
+
+    @property
+    def state(self) -> ProgressState:
+        """A snapshot of the task's progress; the final one once the future is done."""
+        if self.done():
+            self._task.finish(self)
+        return self._task.state()
+
+    def add_progress_callback(self, fn: ProgressCallback) -> None:
+        """Have `fn(old_state, new_state)` called when the state has changed since its last call.
+
+        It is called in the thread that waits for this future (or leaves its executor), at most once per interval, in the
+        order of addition, and a last time with the final state. What it raises is logged. TypeError if it is not callable.
+        """
+        if not callable(fn):
+            raise TypeError(f"a progress callback must be callable, not {type(fn).__name__}")
+        task = self._task
+        state = self.state
+        with task.board.lock:
+            if task.feed is None:
+                task.feed = Feed(task)
+        task.feed.add(fn, state)
+        if task.finished:  # too late for `finish` to see the feed
+            task.board.ended[task.feed] = None
+
+    def remove_progress_callback(self, fn: ProgressCallback) -> None:
+        """Undo one `add_progress_callback(fn)`; ValueError if there is none, or if the final state was delivered."""
+        if self._task.feed is None:
+            raise ValueError(f"{fn!r} is not a progress callback of this future")
+        self._task.feed.remove(fn)
+
+    def add_tqdm_callback(
+        self,
+        tqdm_cls: Callable[..., Any] | None = None,
+        init_kwargs: Mapping[str, Any] | None = None,
+        triggers: "Iterable[Trigger] | None" = None,
+        *,
+        trigger: "Iterable[Trigger] | None" = None,
+    ) -> None:
+        """Show the progress in one bar, made by `tqdm_cls(**init_kwargs)` (by default `tqdm.tqdm`).
+
+        It is made at the first of `triggers`: "now" (the default), "running" when the task starts, "cancelled" when it
+        is cancelled; several may be given, and `trigger` is another name for it. ValueError for any other trigger.
+        """
+        from .bars import TqdmCallback  # tqdm is imported when the first bar is wanted
+
+        if triggers is not None and trigger is not None:
+            raise TypeError("trigger is another name for triggers: give one of them")
+        self.add_progress_callback(TqdmCallback(tqdm_cls, init_kwargs, triggers if trigger is None else trigger))
+
+    # Cancellation
+
+    def cancel(self) -> bool:
+        """Stop the task: at once if it is pending, else at its next progress call. False if it is done.
+
+        A running task is only asked: `running()` stays True until it has stopped. If it returns a value all the same,
+        the future keeps it.
+        """
+        while True:
+            if super().cancel():
+                return True
+            if self.done():
+                return self.cancelled()
+            if self._state == RUNNING and self._task.request_cancel():
+                return True
+
+    def cancel_requested(self) -> bool:
+        """Whether `cancel()` was called while that could still have an effect."""
+        return self._task.cancel_requested or self.cancelled()
+
+    def set_exception(self, exception: BaseException | None) -> None:
+        """For executors. The CancelledError of a task that was asked to stop makes the future cancelled."""
+        if isinstance(exception, asyncio.CancelledError) and self._task.cancel_requested:
+            with self._condition:
+                if self._state not in (PENDING, RUNNING):
+                    raise InvalidStateError(f"{self._state}: {self!r}")
+                self._state = CANCELLED_AND_NOTIFIED
+                for waiter in self._waiters:
+                    waiter.add_cancelled(self)
+                self._condition.notify_all()
+            self._invoke_callbacks()
+        elif isinstance(exception, BrokenExecutor) and self.cancelled():
+            # Up to 3.12 the manager thread of a broken process pool fails all its work items, the cancelled ones too,
+            # and would die here of an InvalidStateError with the futures behind this one never done.
+            pass
+        else:
+            super().set_exception(exception)
+
+    # Waiting
+
+    def result(self, timeout: float | None = None) -> T:
+        """The task's value, or raise what it raised; delivers progress while it waits.
+
+        CancelledError (of concurrent.futures) if it was cancelled, TimeoutError after `timeout` seconds, RuntimeError in a
+        progress callback of this very future while it is not done.
+        """
+        self._wait(timeout)
+        return super().result(0)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """What the task raised, None if it returned; waits and raises like `result`."""
+        self._wait(timeout)
+        return super().exception(0)
+
+    def _wait(self, timeout: float | None) -> None:
+        task = self._task
+        if not self.done():
+            if task.feed is not None and task.feed.delivering_here:
+                raise RuntimeError("a progress callback cannot wait for the future that it watches")
+            for pause in waiting(timeout):
+                task.run_here()
+                task.board.pump()
+                self._deliver()
+                with self._condition:
+                    if self._state not in (PENDING, RUNNING):
+                        break
+                    self._condition.wait(pause)
+        self._deliver()
+
+    def _deliver(self) -> None:
+        task = self._task
+        if self.done():
+            task.finish(self)
+        feed = task.feed
+        if feed is not None and feed.driven_by(threading.get_ident(), waits=True):
+            if task.finished:
+                task.board.conclude(feed)
+            else:
+                feed.deliver()
+
+    # asyncio
+
+    def check_for_progress(self, interval: float = INTERVAL) -> Coroutine[Any, Any, T]:
+        """Await the task's value, and deliver progress in the running event loop, at most every `interval` seconds.
+
+        The loop goes on delivering until the final state is told, also when the asyncio task that awaits this is
+        cancelled; that cancels the future. ValueError if `interval` is not positive.
+        """
+        if not interval > 0:
+            raise ValueError(f"interval must be a positive number of seconds, not {interval!r}")
+        return self._watch(interval)
+
+    async def _watch(self, interval: float) -> T:
+        task = self._task
+        ticker = Ticker.of_running_loop()
+        ticker.watch(task, interval)
+        try:
+            if not self.done():
+                await task.wait_in_loop(self, ticker)
+        except BaseException as error:
+            ticker.abandon(task, interval)
+            if isinstance(error, asyncio.CancelledError):
+                self.cancel()
+            raise
+        try:
+            self._deliver()
+        finally:
+            ticker.unwatch(task, interval)
+        if self.cancelled():
+            raise asyncio.CancelledError
+        return super().result(0)
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        return self._watch(INTERVAL).__await__()
+
+    # The methods of a coroutine: `asyncio.create_task(future)` and TaskGroup take nothing else. Each asyncio task that
+    # drives the future gets a coroutine of its own.
+
+    _drivers: dict[object, Coroutine[Any, Any, T]]
+
+    def send(self, value: Any) -> Any:
+        return self._drive(lambda driver: driver.send(value))
+
+    def throw(self, *exc_info: Any) -> Any:
+        return self._drive(lambda driver: driver.throw(*exc_info))
+
+    def close(self) -> None:
+        """Of the coroutine: stop awaiting. The task is not touched."""
+        driver = self.__dict__.get("_drivers", {}).pop(_current_task(), None)
+        if driver is not None:
+            driver.close()
+
+    def _drive(self, step: Callable[[Coroutine[Any, Any, T]], Any]) -> Any:
+        key = _current_task()
+        drivers = self.__dict__.setdefault("_drivers", {})
+        driver = drivers.get(key)
+        if driver is None:
+            driver = drivers[key] = self._watch(INTERVAL)
+        try:
+            return step(driver)
+        except BaseException:  # StopIteration with the value, too: it has come to its end
+            drivers.pop(key, None)
+            raise
+
+
+def _current_task() -> "asyncio.Task[Any] | None":
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # no running loop
+        return None
+
+
+class _Waiters(list[Any]):
+    """Where `concurrent.futures.wait` and `as_completed` leave what is to be told: has them deliver while they block."""
+
+    __slots__ = ("_task",)
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+
+    def append(self, waiter: Any) -> None:
+        # Called with the conditions of all the futures held, so nobody has set the event yet.
+        if not isinstance(waiter.event, DeliveringEvent):
+            waiter.event = DeliveringEvent()
+        waiter.event.add(self._task)
+        super().append(waiter)

@@ -1,0 +1,126 @@
+"""The caller's view of one slot: read it consistently, cancel through it. The bytes may lie in local or in shared memory.
+
+The writer's side is `_speedups/_updater.py`; both follow `_speedups/_layout.py`. Nothing that stands in a slot is trusted:
+any bytes give a valid state.
+"""
+
+import sys
+from math import isfinite
+from typing import Any
+
+from ._speedups import fence
+from ._speedups._layout import (
+    BIG,
+    CALLER_BYTE,
+    CANCEL,
+    FLOAT,
+    INT,
+    N,
+    N_KIND_BYTE,
+    NONE,
+    NUMBER_SIZE,
+    PHASE_BYTE,
+    SEQUENCE,
+    SLOT_SIZE,
+    STARTED,
+    STATUS_BYTE,
+    STATUS_LENGTH_BYTE,
+    STATUS_SIZE,
+    TOTAL,
+    TOTAL_KIND_BYTE,
+)
+from .state import PENDING, RUNNING, ProgressState
+
+_MAX_TRIES = 100
+
+_empty = bytearray(SLOT_SIZE)
+_empty[TOTAL_KIND_BYTE] = NONE
+EMPTY = bytes(_empty)
+"""The bytes of a slot that nobody wrote to: n is 0, total unknown, not started."""
+
+
+class Slot:
+    """One slot, in a writable buffer of `SLOT_SIZE` bytes (by default, memory of its own) that holds `EMPTY`."""
+
+    __slots__ = ("_doubles", "_last", "_words", "buffer")
+
+    def __init__(self, buffer: Any = None) -> None:
+        self.buffer = memoryview(bytearray(EMPTY) if buffer is None else buffer)
+        self._words = self.buffer.cast("q")
+        self._doubles = self.buffer.cast("d")
+        self._last = ProgressState(n=0, total=None, status=PENDING)
+
+    def clear(self) -> None:
+        """Make it the slot of a new task."""
+        self.buffer[:] = EMPTY
+        self._last = ProgressState(n=0, total=None, status=PENDING)
+
+    def start(self) -> None:
+        """The task begins; called on its side."""
+        self.buffer[PHASE_BYTE] = STARTED
+
+    def cancel(self) -> None:
+        """Ask the task to stop: it notices at its next progress call, or before its function is entered."""
+        self.buffer[CALLER_BYTE] = CANCEL
+
+    @property
+    def cancelled(self) -> bool:
+        return self.buffer[CALLER_BYTE] == CANCEL
+
+    def snapshot(self) -> ProgressState:
+        """n, total and status, all from the same write.
+
+        Gives up after `_MAX_TRIES` torn reads and returns the last consistent snapshot: a worker killed between two
+        stores leaves the sequence odd for ever.
+
+        This is a seqlock: the writer makes the sequence odd, writes, makes it even; what was read between two equal even
+        values is from one write. It needs the loads here, and the stores there, to happen in their order, which ARM does
+        not promise by itself: hence the fences. n alone may change without the sequence, in one store of 8 aligned bytes,
+        which every processor that CPython runs on does whole.
+        """
+        for _ in range(_MAX_TRIES):
+            sequence = self._words[SEQUENCE]
+            if not sequence & 1:
+                fence()
+                n, double = self._words[N], self._doubles[N]
+                record = bytes(self.buffer)
+                fence()
+                if self._words[SEQUENCE] == sequence:
+                    try:
+                        self._last = _decoded(record, n, double)
+                    except ValueError:  # nothing that an Updater writes
+                        pass
+                    break
+        return self._last.copy()
+
+    def release(self) -> None:
+        """Let go of the buffer, which cannot be closed before."""
+        self._words.release()
+        self._doubles.release()
+        self.buffer.release()
+
+
+def _decoded(record: bytes, n_int: int, n_double: float) -> ProgressState:
+    if record[PHASE_BYTE] != STARTED:
+        return ProgressState(n=0, total=None, status=PENDING)
+    n_kind = record[N_KIND_BYTE]
+    n = n_int if n_kind == INT else n_double if n_kind == FLOAT else _number(record, N, n_kind)
+    total = _number(record, TOTAL, record[TOTAL_KIND_BYTE])
+    length = int.from_bytes(record[STATUS_LENGTH_BYTE : STATUS_LENGTH_BYTE + 2], "little")
+    if n is None or not isfinite(n) or (total is not None and not 0 <= total < float("inf")) or length > STATUS_SIZE:
+        raise ValueError
+    status = record[STATUS_BYTE : STATUS_BYTE + length].decode()
+    return ProgressState(n=n, total=total, status=status or RUNNING)
+
+
+def _number(record: bytes, word: int, kind: int) -> int | float | None:
+    at = 8 * word
+    if kind == INT:
+        return int.from_bytes(record[at : at + 8], sys.byteorder, signed=True)
+    if kind == FLOAT:
+        return float(memoryview(record)[at : at + 8].cast("d")[0])
+    if kind == BIG:
+        return int.from_bytes(record[at : at + NUMBER_SIZE], sys.byteorder, signed=True)
+    if kind == NONE:
+        return None
+    raise ValueError

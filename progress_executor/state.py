@@ -1,0 +1,21 @@
+"""What a caller sees of a task: `ProgressState`, and the statuses that the library itself gives."""
+
+from typing import Final, TypedDict
+
+PENDING: Final = "pending"
+RUNNING: Final = "running"
+DONE: Final = "done"
+FAILED: Final = "failed"
+CANCELLED: Final = "cancelled"
+
+
+class ProgressState(TypedDict):
+    """A snapshot of a task's progress: three fields that belong together.
+
+    `n` is how much is done, `total` how much there is to do (None: unknown). `status` is "pending", then "running" or
+    the task's own text, at the end "done", "failed" or "cancelled".
+    """
+
+    n: int | float
+    total: int | float | None
+    status: str
