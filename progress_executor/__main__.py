@@ -1,0 +1,145 @@
+"""The demonstration: SHA-256 digests of whole folders, one task and one bar per folder.
+
+`python -m progress_executor --help` tells how to call it.
+"""
+
+import argparse
+import hashlib
+import os
+import stat
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator
+from concurrent.futures import wait
+from typing import NamedTuple
+
+from . import ProcessPoolProgressExecutor, ProgressExecutor, SyncProgressExecutor, ThreadPoolProgressExecutor, Updater
+
+CHUNK = 1 << 20
+
+EXECUTORS: dict[str, Callable[[int], ProgressExecutor]] = {
+    "thread": lambda workers: ThreadPoolProgressExecutor(workers),
+    "process": lambda workers: ProcessPoolProgressExecutor(workers),
+    "sync": lambda workers: SyncProgressExecutor(),
+}
+
+
+class Digest(NamedTuple):
+    """What is known of a folder: one digest over the names and contents of its files."""
+
+    hex: str
+    files: int
+    size: int
+    unreadable: list[str]
+
+
+def digest_folder(folder: str, progress: Updater) -> Digest:
+    """The digest of all regular files at or below `folder`; those that cannot be read are named in the result."""
+    files, unreadable = [], []
+    for path in sorted(_walk(folder, unreadable.append)):
+        try:
+            info = os.stat(path)
+        except OSError as error:
+            unreadable.append(f"{path}: {error.strerror}")
+            continue
+        if stat.S_ISREG(info.st_mode):
+            files.append((path, info.st_size))
+        progress.check()
+
+    progress.total = sum(size for _, size in files)
+    whole, count, total = hashlib.sha256(), 0, 0
+    for path, _ in files:
+        try:
+            digest, size = _digest_file(path, progress)
+        except OSError as error:
+            unreadable.append(f"{path}: {error.strerror}")
+            continue
+        whole.update(os.fsencode(os.path.relpath(path, folder)) + b"\0" + digest)
+        count += 1
+        total += size
+    return Digest(whole.hexdigest(), count, total, unreadable)
+
+
+def _walk(folder: str, report: Callable[[str], None]) -> Iterator[str]:
+    if not os.path.isdir(folder):
+        yield folder
+    for where, folders, names in os.walk(folder, onerror=lambda error: report(f"{error.filename}: {error.strerror}")):
+        folders.sort()
+        for name in names:
+            yield os.path.join(where, name)
+
+
+def _digest_file(path: str, progress: Updater) -> tuple[bytes, int]:
+    digest, size = hashlib.sha256(), 0
+    with open(path, "rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+            progress.update(len(chunk))
+    return digest.digest(), size
+
+
+def standard_library() -> list[str]:
+    """The folders of the running Python's standard library."""
+    top = sysconfig.get_path("stdlib")
+    with os.scandir(top) as entries:
+        return sorted(
+            entry.path
+            for entry in entries
+            if entry.is_dir() and entry.name not in ("__pycache__", "site-packages", "dist-packages")
+        )
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the demonstration with the given arguments; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m progress_executor",
+        description="SHA-256 of every file below each PATH, one task and one bar per PATH. Ctrl-C stops all of them.",
+    )
+    parser.add_argument("paths", metavar="PATH", nargs="*", help="default: the folders of Python's standard library")
+    parser.add_argument("--executor", choices=EXECUTORS, default="process", help="where the tasks run (default: %(default)s)")
+    parser.add_argument("--workers", type=_positive, default=os.cpu_count() or 1, help="default: %(default)s")
+    options = parser.parse_args(argv)
+    paths = options.paths or standard_library()
+    for path in paths:
+        if not os.path.exists(path):
+            print(f"progress_executor: no such file or folder: {path}", file=sys.stderr)
+            return 2
+
+    status = 0
+    futures = {}
+    try:
+        with EXECUTORS[options.executor](options.workers) as executor:
+            for index, path in enumerate(paths):
+                future = futures[index] = executor.submit(digest_folder, path)
+                bar = {"desc": os.path.basename(path) or path, "unit": "B", "unit_scale": True, "leave": False}
+                future.add_tqdm_callback(init_kwargs=bar, triggers=["running"])
+            wait(futures.values())
+    except KeyboardInterrupt:
+        status = 130
+
+    for index, path in enumerate(paths):
+        future = futures.get(index)
+        if future is None or future.cancelled():
+            print(f"{'cancelled':64}  {path}")
+            continue
+        digest = future.result()
+        for line in digest.unreadable:
+            print(f"progress_executor: cannot read {line}", file=sys.stderr)
+        unreadable = f", {len(digest.unreadable)} unreadable" if digest.unreadable else ""
+        print(f"{digest.hex}  {path}: {digest.files} files, {digest.size} bytes{unreadable}")
+    if status:
+        done = sum(future.done() and not future.cancelled() for future in futures.values())
+        print(f"Interrupted: {done} of {len(paths)} finished, {len(paths) - done} cancelled.", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""Fixtures: executors of every kind, and the proof after each test that it left nothing behind."""
+
+import multiprocessing
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from progress_executor import ProcessPoolProgressExecutor, SyncProgressExecutor, ThreadPoolProgressExecutor
+
+DEADLINE = 30
+"""Seconds after which a wait for an event has failed; no test passes by waiting that long."""
+
+CONCURRENT = ["thread", "process"]
+KINDS = [*CONCURRENT, "sync"]
+START_METHODS = ["fork", "forkserver", "spawn"]
+
+
+def until(condition, what="the condition"):
+    """Wait until `condition()` holds."""
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not come true"
+        time.sleep(0.001)
+
+
+def make_executor(kind, max_workers=2, **kwargs):
+    if kind == "sync":
+        return SyncProgressExecutor()
+    if kind == "thread":
+        return ThreadPoolProgressExecutor(max_workers, **kwargs)
+    if kind in START_METHODS:
+        kwargs["mp_context"] = multiprocessing.get_context(kind)
+    return ProcessPoolProgressExecutor(max_workers, **kwargs)
+
+
+@pytest.fixture(params=KINDS)
+def executor(request):
+    """Each executor in turn."""
+    with make_executor(request.param) as executor:
+        yield executor
+
+
+@pytest.fixture(params=CONCURRENT)
+def pool(request):
+    """Each executor whose tasks run while the caller does something else."""
+    with make_executor(request.param) as executor:
+        yield executor
+
+
+@pytest.fixture
+def gate(tmp_path):
+    """A file that is not there yet; a task waits for it, `open_gate(gate)` lets it go."""
+    path = tmp_path / "gate"
+    yield str(path)
+    path.touch()
+
+
+def open_gate(gate):
+    Path(gate).touch()
+
+
+def _segments():
+    return {name for name in os.listdir("/dev/shm") if name.startswith("psm_")} if os.path.isdir("/dev/shm") else set()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind(request):
+    segments, threads = _segments(), set(threading.enumerate())
+    yield
+    until(lambda: not multiprocessing.active_children(), "the end of all workers")
+    until(lambda: _segments() <= segments, "the end of all shared memory")
+    until(
+        lambda: not [thread for thread in set(threading.enumerate()) - threads if not thread.daemon],
+        "the end of all threads",
+    )

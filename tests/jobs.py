@@ -1,0 +1,150 @@
+"""What the tests have executors run: functions that every kind of worker can import."""
+
+import asyncio
+import os
+import signal
+import threading
+import time
+
+
+def add(a, b=1):
+    return a + b
+
+
+def fail(message="on purpose"):
+    raise ValueError(message)
+
+
+def count(n, progress):
+    """n steps, as fast as it goes."""
+    for _ in progress(range(n)):
+        pass
+    return n
+
+
+def count_slowly(n, step, progress):
+    for _ in progress(range(n)):
+        time.sleep(step)
+    return n
+
+
+def count_then_fail(n, progress):
+    count(n, progress)
+    raise ValueError("after counting")
+
+
+def step_until(gate, progress):
+    """Steps until the file `gate` is there; returns the number of steps."""
+    while not os.path.exists(gate):
+        progress.update()
+        time.sleep(0.001)
+    return progress.n
+
+
+def wait_for(gate):
+    """Like step_until, for a task without progress."""
+    while not os.path.exists(gate):
+        time.sleep(0.001)
+    return "waited"
+
+
+def note_and_wait(entered, gate, progress):
+    """Leaves the file `entered` behind when its function is entered."""
+    with open(entered, "w"):
+        pass
+    return step_until(gate, progress)
+
+
+def clean_up_when_cancelled(gate, cleaned, progress):
+    try:
+        return step_until(gate, progress)
+    except asyncio.CancelledError:
+        with open(cleaned, "a") as file:
+            file.write("except ")
+        raise
+    finally:
+        with open(cleaned, "a") as file:
+            file.write("finally")
+
+
+def return_when_cancelled(value, progress):
+    try:
+        while True:
+            progress.update()
+            time.sleep(0.001)
+    except asyncio.CancelledError:
+        return value
+
+
+def set_all(n, total, status, progress):
+    progress.total = total
+    progress.status = status
+    progress.n = n
+
+
+def report_and_wait(n, total, status, gate, progress):
+    set_all(n, total, status, progress)
+    wait_for(gate)
+
+
+def kill_self(progress):
+    progress.update(7)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def share_with_threads(threads, steps, progress):
+    """Threads of the task count on its Updater."""
+
+    def work():
+        for _ in range(steps):
+            progress.update()
+
+    crew = [threading.Thread(target=work) for _ in range(threads)]
+    for thread in crew:
+        thread.start()
+    for thread in crew:
+        thread.join()
+    return progress.n
+
+
+def implementation():
+    import progress_executor
+
+    return progress_executor.IMPLEMENTATION
+
+
+class Worker:
+    """Callables of every kind, for the filling-in of `progress`."""
+
+    def method(self, n, progress):
+        return count(n, progress)
+
+    @classmethod
+    def of_class(cls, n, progress):
+        return count(n, progress)
+
+    @staticmethod
+    def static(n, *, progress):
+        return count(n, progress)
+
+    def __call__(self, n, progress=None):
+        return count(n, progress)
+
+
+class IndexErrorWhenPickled:
+    def __reduce__(self):
+        raise IndexError("pickled")
+
+
+class BrokenPipeWhenPickled:
+    def __reduce__(self):
+        raise BrokenPipeError(32, "pickled")
+
+
+def _cannot():
+    raise ValueError("unpickled")
+
+
+class FailsWhenUnpickled:
+    def __reduce__(self):
+        return _cannot, ()
