@@ -1,5 +1,7 @@
-"""The tqdm adapter: one progress callback that owns one bar. The only module that knows tqdm."""
+"""The tqdm adapter: a progress callback that owns one bar, and the closing of bars on a terminal. Only this module knows tqdm."""
 
+import itertools
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, get_args
 
@@ -12,7 +14,7 @@ _TRIGGERS: tuple[str, ...] = get_args(Trigger)
 class TqdmCallback:
     """Shows a future's states in a bar that it makes at the first of its triggers and closes at the end.
 
-    The bar belongs to the thread that delivers. Its postfix is the status.
+    The bar's postfix is the status; its clock starts with the task.
     """
 
     def __init__(
@@ -28,46 +30,91 @@ class TqdmCallback:
         if triggers is None:
             triggers = ("now",)
         self._triggers = {triggers} if isinstance(triggers, str) else set(triggers)
-        unknown = self._triggers.difference(_TRIGGERS)
-        if unknown:
-            raise ValueError(
-                f"unknown trigger {sorted(map(repr, unknown))[0]}: a bar is made at "
-                f"{', '.join(map(repr, _TRIGGERS[:-1]))} or {_TRIGGERS[-1]!r}"
-            )
+        for trigger in self._triggers:
+            if trigger not in _TRIGGERS:
+                raise ValueError(f"unknown trigger {trigger!r}: a bar is made at 'now', 'running' or 'cancelled'")
         self._make: Callable[[], Any] | None = lambda: tqdm_cls(**(init_kwargs or {}))
         self._bar: Any = None
         if "now" in self._triggers:
             self._open()
 
     def _open(self) -> None:
-        make, self._make = self._make, None  # if it raises, once is enough
+        make, self._make = self._make, None  # where it raises, once is enough
         assert make is not None
         self._bar = make()
 
     def __call__(self, old: ProgressState, new: ProgressState) -> None:
         status = new["status"]
-        ran = status not in (PENDING, CANCELLED)
-        if self._make is not None and (
-            (ran and "running" in self._triggers) or (status == CANCELLED and "cancelled" in self._triggers)
-        ):
-            self._open()
-        elif self._bar is not None and ran and old["status"] == PENDING:
-            _unpause(self._bar)
+        ended = status in (DONE, FAILED, CANCELLED)
+        if self._make is not None:
+            if "running" in self._triggers and status not in (PENDING, CANCELLED):
+                self._open()
+            elif "cancelled" in self._triggers and status == CANCELLED:
+                self._open()
+        elif self._bar is not None and old["status"] == PENDING and not ended:
+            _restart_clock(self._bar)
         if self._bar is None:
             return
-        bar = self._bar
         try:
-            bar.total = new["total"]
-            bar.n = new["n"]
-            bar.set_postfix_str(" ".join(status.split()), refresh=False)
-            bar.refresh()
+            self._bar.total = new["total"]
+            self._bar.n = new["n"]
+            self._bar.set_postfix_str(" ".join(status.split()), refresh=False)
+            _draw(self._bar)
         finally:
-            if status in (DONE, FAILED, CANCELLED):
-                self._bar = None
-                bar.close()
+            if ended:
+                bar, self._bar = self._bar, None
+                _close(bar)
 
 
-def _unpause(bar: Any) -> None:
-    """The time in the queue is not to count into rate and remaining time."""
-    if hasattr(bar, "unpause"):
-        bar.unpause()
+def _restart_clock(bar: Any) -> None:
+    """The time spent in the queue does not count into rate and remaining time."""
+    if _is_plain(bar):
+        bar.start_t = bar.last_print_t = bar._time()
+
+
+def _draw(bar: Any) -> None:
+    if not _is_plain(bar):
+        bar.refresh()
+    elif bar._time() >= bar.start_t + bar.delay:
+        bar.refresh()
+        bar.last_print_t = bar._time()  # close() takes a bar that was never printed for one that was never shown
+
+
+def _close(bar: Any) -> None:
+    """Close `bar`, and on a terminal put the bars that stay in order again.
+
+    tqdm moves at most one of them (its issue 1496): a bar that is left on the screen pushes all others one row down
+    without their knowing, one that is erased leaves a hole. Here all of them move up, each row erased before it is drawn
+    anew because a longer line may have stood there.
+    """
+    if not (_is_plain(bar) and bar.fp.isatty()):
+        bar.close()
+        return
+    with bar.get_lock():
+        rows = 1 + max(abs(other.pos) for other in _live(bar))
+        bar.close()
+        pinned = {abs(other.pos): other for other in _live(bar) if other.pos < 0}
+        free = (row for row in itertools.count() if row not in pinned)
+        owners = dict(pinned)
+        for other in sorted((other for other in _live(bar) if other.pos >= 0), key=lambda other: other.pos):
+            other.pos = next(free)
+            owners[other.pos] = other
+        for row in range(min(max([rows, *(row + 1 for row in owners)]), bar.nrows or 20)):
+            bar.moveto(row)
+            bar.fp.write("\r\x1b[2K")
+            bar.moveto(-row)
+            if row in owners:
+                owners[row].display()
+        bar.fp.write("\r")
+        bar.fp.flush()
+
+
+def _live(bar: Any) -> list[Any]:
+    """The bars on the screen of `bar`, itself included while it is open."""
+    return [other for other in type(bar)._instances if hasattr(other, "pos") and getattr(other, "fp", None) is bar.fp]
+
+
+def _is_plain(bar: Any) -> bool:
+    """Whether it is one of tqdm's bars for terminals and files, and active."""
+    std = sys.modules.get("tqdm.std")
+    return std is not None and isinstance(bar, std.tqdm) and not bar.disable and not bar.gui and hasattr(bar, "sp")
