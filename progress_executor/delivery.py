@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import Any, Protocol
 
-from .state import ProgressState
+from .state import PENDING, ProgressState
 
 INTERVAL = 0.1
 """Seconds between two calls of a callback, unless `check_for_progress` was given another interval."""
@@ -43,9 +43,9 @@ class Source(Protocol):
 class _Listener:
     __slots__ = ("fn", "told")
 
-    def __init__(self, fn: ProgressCallback, told: ProgressState) -> None:
+    def __init__(self, fn: ProgressCallback) -> None:
         self.fn = fn
-        self.told = told
+        self.told = ProgressState(n=0, total=None, status=PENDING)
 
     def tell(self, state: ProgressState) -> None:
         old, self.told = self.told, state.copy()
@@ -66,8 +66,8 @@ class Feed:
         self._deliverer: int | None = None
         self._due = 0.0
 
-    def add(self, fn: ProgressCallback, told: ProgressState) -> None:
-        self._listeners.append(_Listener(fn, told))
+    def add(self, fn: ProgressCallback) -> None:
+        self._listeners.append(_Listener(fn))
 
     def remove(self, fn: ProgressCallback) -> None:
         for listener in self._listeners:

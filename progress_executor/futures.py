@@ -50,7 +50,7 @@ class ProgressFuture(Future[T]):
         return self._task.state()
 
     def add_progress_callback(self, fn: ProgressCallback) -> None:
-        """Have `fn(old_state, new_state)` called when the state has changed since its last call.
+        """Have `fn(old_state, new_state)` called when the state has changed since its last call (at first: since pending).
 
         It is called in the thread that waits for this future (or leaves its executor), at most once per interval, in the
         order of addition, and a last time with the final state. What it raises is logged. TypeError if it is not callable.
@@ -58,12 +58,11 @@ class ProgressFuture(Future[T]):
         if not callable(fn):
             raise TypeError(f"a progress callback must be callable, not {type(fn).__name__}")
         task = self._task
-        state = self.state
         with task.board.lock:
             if task.feed is None:
                 task.feed = Feed(task)
-        task.feed.add(fn, state)
-        if task.finished:  # too late for `finish` to see the feed
+        task.feed.add(fn)
+        if self.done():
             task.board.ended[task.feed] = None
 
     def remove_progress_callback(self, fn: ProgressCallback) -> None:
