@@ -190,17 +190,16 @@ class Ticker:
         self._schedule(soon=True)
 
     def unwatch(self, task: Source, interval: float) -> None:
-        """It has ended, and everybody was told."""
+        """Nobody awaits it any more."""
         _take(self._watched, task.board)
         _take(self._intervals, interval)
         if self._handle is not None and not self._watched and not self._abandoned:
             self._handle.cancel()
             self._handle = None
 
-    def abandon(self, task: Source, interval: float) -> None:
-        """Whoever awaited it was cancelled: watch on until the final state is delivered."""
+    def abandon(self, task: Source) -> None:
+        """Whoever awaited it was cancelled: watch it until the final state is delivered."""
         self._abandoned.add(task)
-        self.unwatch(task, interval)
         self._schedule()
 
     def _schedule(self, soon: bool = False) -> None:

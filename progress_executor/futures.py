@@ -99,12 +99,27 @@ class ProgressFuture(Future[T]):
         the future keeps it.
         """
         while True:
-            if super().cancel():
+            if self._cancel_pending():
                 return True
             if self.done():
                 return self.cancelled()
             if self._state == RUNNING and self._task.request_cancel():
                 return True
+
+    def _cancel_pending(self) -> bool:
+        """Cancel the task unless it is running, as the standard library does; but whoever waits hears of it at once.
+
+        There it is the worker that tells them when it comes across the work item, and nobody if the executor drops it.
+        """
+        cancelled = super().cancel()
+        if cancelled:
+            self.set_running_or_notify_cancel()
+        return cancelled
+
+    def set_running_or_notify_cancel(self) -> bool:
+        """For executors: False if the task must not run."""
+        with self._condition:
+            return self._state != CANCELLED_AND_NOTIFIED and super().set_running_or_notify_cancel()
 
     def cancel_requested(self) -> bool:
         """Whether `cancel()` was called while that could still have an effect."""
@@ -136,28 +151,37 @@ class ProgressFuture(Future[T]):
         CancelledError (of concurrent.futures) if it was cancelled, TimeoutError after `timeout` seconds, RuntimeError in a
         progress callback of this very future while it is not done.
         """
-        self._wait(timeout)
-        return super().result(0)
+        try:
+            self._wait(timeout)
+            return super().result(0)
+        finally:
+            self = None  # type: ignore[assignment]  # as in the standard library: a traceback of the exception holds this frame
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What the task raised, None if it returned; waits and raises like `result`."""
-        self._wait(timeout)
-        return super().exception(0)
+        try:
+            self._wait(timeout)
+            return super().exception(0)
+        finally:
+            self = None  # type: ignore[assignment]
 
     def _wait(self, timeout: float | None) -> None:
         task = self._task
-        if not self.done():
-            if task.feed is not None and task.feed.delivering_here:
-                raise RuntimeError("a progress callback cannot wait for the future that it watches")
-            for pause in waiting(timeout):
-                task.run_here()
-                task.board.pump()
-                self._deliver()
-                with self._condition:
-                    if self._state not in (PENDING, RUNNING):
-                        break
-                    self._condition.wait(pause)
-        self._deliver()
+        try:
+            if not self.done():
+                if task.feed is not None and task.feed.delivering_here:
+                    raise RuntimeError("a progress callback cannot wait for the future that it watches")
+                for pause in waiting(timeout):
+                    task.run_here()
+                    task.board.pump()
+                    self._deliver()
+                    with self._condition:
+                        if self._state not in (PENDING, RUNNING):
+                            break
+                        self._condition.wait(pause)
+            self._deliver()
+        finally:
+            self = None  # type: ignore[assignment]
 
     def _deliver(self) -> None:
         task = self._task
@@ -180,7 +204,7 @@ class ProgressFuture(Future[T]):
         """
         if not interval > 0:
             raise ValueError(f"interval must be a positive number of seconds, not {interval!r}")
-        return self._watch(interval)
+        return _Watch(self, interval)
 
     async def _watch(self, interval: float) -> T:
         task = self._task
@@ -189,50 +213,80 @@ class ProgressFuture(Future[T]):
         try:
             if not self.done():
                 await task.wait_in_loop(self, ticker)
+            self._deliver()
         except BaseException as error:
-            ticker.abandon(task, interval)
+            ticker.abandon(task)
             if isinstance(error, asyncio.CancelledError):
                 self.cancel()
             raise
-        try:
-            self._deliver()
         finally:
             ticker.unwatch(task, interval)
-        if self.cancelled():
-            raise asyncio.CancelledError
-        return super().result(0)
+        try:
+            if self.cancelled():
+                raise asyncio.CancelledError
+            return super().result(0)
+        finally:
+            self = None  # type: ignore[assignment]  # see `result`
 
     def __await__(self) -> Generator[Any, Any, T]:
         return self._watch(INTERVAL).__await__()
 
     # The methods of a coroutine: `asyncio.create_task(future)` and TaskGroup take nothing else. Each asyncio task that
-    # drives the future gets a coroutine of its own.
-
-    _drivers: dict[object, Coroutine[Any, Any, T]]
+    # drives the future has a watch of its own.
 
     def send(self, value: Any) -> Any:
-        return self._drive(lambda driver: driver.send(value))
+        return self._drive(lambda watch: watch.send(value))
 
     def throw(self, *exc_info: Any) -> Any:
-        return self._drive(lambda driver: driver.throw(*exc_info))
+        return self._drive(lambda watch: watch.throw(*exc_info))
 
     def close(self) -> None:
         """Of the coroutine: stop awaiting. The task is not touched."""
-        driver = self.__dict__.get("_drivers", {}).pop(_current_task(), None)
-        if driver is not None:
-            driver.close()
+        watch = self.__dict__.get("_watches", {}).pop(_current_task(), None)
+        if watch is not None:
+            watch.close()
 
-    def _drive(self, step: Callable[[Coroutine[Any, Any, T]], Any]) -> Any:
+    def _drive(self, step: "Callable[[_Watch[T]], Any]") -> Any:
         key = _current_task()
-        drivers = self.__dict__.setdefault("_drivers", {})
-        driver = drivers.get(key)
-        if driver is None:
-            driver = drivers[key] = self._watch(INTERVAL)
+        watches = self.__dict__.setdefault("_watches", {})
+        watch = watches.get(key)
+        if watch is None:
+            watch = watches[key] = _Watch(self, INTERVAL)
         try:
-            return step(driver)
+            return step(watch)
         except BaseException:  # StopIteration with the value, too: it has come to its end
-            drivers.pop(key, None)
+            watches.pop(key, None)
             raise
+
+
+class _Watch(Coroutine[Any, Any, T]):
+    """The coroutine in which a future is awaited.
+
+    A plain one would not do: asyncio cancels a task that has not made its first step by throwing into a coroutine whose body has
+    not begun, so that no `except` in it could cancel the future, and nobody would ever close its bar.
+    """
+
+    def __init__(self, future: ProgressFuture[T], interval: float) -> None:
+        self._future = future
+        self._coroutine = future._watch(interval)
+        self._begun = False
+
+    def send(self, value: Any) -> Any:
+        self._begun = True
+        return self._coroutine.send(value)
+
+    def throw(self, *exc_info: Any) -> Any:
+        if not self._begun and isinstance(exc_info[0], asyncio.CancelledError):
+            Ticker.of_running_loop().abandon(self._future._task)
+            self._future.cancel()
+        return self._coroutine.throw(*exc_info)
+
+    def close(self) -> None:
+        self._coroutine.close()
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        self._begun = True
+        return self._coroutine.__await__()
 
 
 def _current_task() -> "asyncio.Task[Any] | None":

@@ -49,27 +49,37 @@ class ProgressExecutor(Executor):
 
         Ctrl-C meanwhile cancels the tasks, and is raised when they have stopped; a second one is raised at once.
         """
-        join = self._close(cancel_futures)
+        if cancel_futures:
+            self._cancel_pending()
         if not wait:
+            self._shut_down(wait=False)
             return
         try:
-            self._wait(join)
+            self._leave()
         except KeyboardInterrupt:
             self._cancel_all()
-            self._wait(join)
+            self._leave()
             raise
 
     @abstractmethod
-    def _close(self, cancel_futures: bool) -> Callable[[float | None], bool]:
-        """Take no more tasks, and cancel the pending ones if asked to. Returns `join(timeout)`: True when all has ended."""
+    def _shut_down(self, wait: bool) -> None:
+        """Take no more tasks; with `wait`, return when all have ended."""
 
     @abstractmethod
     def _cancel_pending(self) -> None:
-        """Cancel what has not been given to a worker."""
+        """Cancel what is not running."""
 
-    def _wait(self, join: Callable[[float | None], bool]) -> None:
-        while not join(INTERVAL):
-            self._board.pump()
+    def _leave(self) -> None:
+        # The standard library's own waiting delivers nothing: let another thread do that.
+        waiter = threading.Thread(target=self._shut_down, args=(True,), name="leave-executor")
+        try:
+            waiter.start()
+        except RuntimeError:  # no new threads: the interpreter is ending
+            self._shut_down(wait=True)
+        else:
+            while waiter.is_alive():
+                self._board.pump()
+                waiter.join(INTERVAL)
         self._board.pump(everyone=True)
 
     def _cancel_all(self) -> None:
@@ -98,12 +108,12 @@ class ProgressExecutor(Executor):
     ) -> None:
         if _is_interrupt(exc_type):
             self._cancel_all()
-        waiting = asyncio.ensure_future(self._wait_in_loop(self._close(False)))
+        leaving = asyncio.ensure_future(self._leave_in_loop())
         cancelled = None
-        while not waiting.done():
+        while not leaving.done():
             self._board.pump()
             try:
-                await asyncio.wait([waiting], timeout=INTERVAL)
+                await asyncio.wait([leaving], timeout=INTERVAL)
             except asyncio.CancelledError as error:
                 cancelled = error
                 self._cancel_all()
@@ -111,15 +121,15 @@ class ProgressExecutor(Executor):
         if cancelled is not None:
             raise cancelled
 
-    async def _wait_in_loop(self, join: Callable[[float | None], bool]) -> None:
+    async def _leave_in_loop(self) -> None:
         loop = asyncio.get_running_loop()
         ended = loop.create_future()
 
-        def wait_for_workers() -> None:
-            join(None)
+        def wait_for_all() -> None:
+            self._shut_down(wait=True)
             loop.call_soon_threadsafe(ended.set_result, None)
 
-        threading.Thread(target=wait_for_workers, name="leave-executor").start()
+        threading.Thread(target=wait_for_all, name="leave-executor").start()
         await ended
 
 

@@ -16,7 +16,7 @@ import threading
 import weakref
 from asyncio import CancelledError
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import parent_process
@@ -193,29 +193,19 @@ class ProcessPoolProgressExecutor(ProgressExecutor, ProcessPoolExecutor):
             # Its end is the end of the pool, also when nobody waits for it or the executor is simply dropped.
             weakref.finalize(self._executor_manager_thread, self._arena.close)
 
-    def _close(self, cancel_futures: bool) -> Callable[[float | None], bool]:
-        manager = self._executor_manager_thread
-        # Its own cancel_futures would call `cancel()` of running tasks, take True for "never started" and forget them.
-        if cancel_futures:
-            self._cancel_pending()
-        ProcessPoolExecutor.shutdown(self, wait=False)
-
-        def join(timeout: float | None) -> bool:
-            if manager is not None:
-                manager.join(timeout)
-                if manager.is_alive():
-                    return False
+    def _shut_down(self, wait: bool) -> None:
+        ProcessPoolExecutor.shutdown(self, wait=wait)
+        if wait:
             self._arena.close()
-            return True
-
-        return join
 
     def _cancel_pending(self) -> None:
+        # The standard library's cancel_futures would call `cancel()` of running tasks, too, and forget them as they answer True.
         for item in list(self._pending_work_items.values()):
-            if self._board.cancelling:
-                item.future.cancel()
-            else:
-                Future.cancel(item.future)
+            future = item.future
+            if isinstance(future, ProgressFuture):
+                future._cancel_pending()
+            else:  # another thread is still in `submit`
+                future.cancel()
 
 
 def _run_chunk(fn: Callable[..., T], chunk: list[tuple[Any, ...]], progress: Updater) -> list[T]:

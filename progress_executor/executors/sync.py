@@ -1,11 +1,12 @@
 """`SyncProgressExecutor`: runs a task in the thread that waits for it; the task itself pushes its progress."""
 
 import asyncio
+import concurrent.futures
 import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from typing import Any
 
 from .._speedups import Updater
@@ -71,18 +72,20 @@ class SyncTask(Task):
             self.feed.deliver(now)
 
     async def wait_in_loop(self, future: "Future[Any]", ticker: Ticker) -> None:
-        async with ticker.turn:
-            self.run_here()
-            # The loop stood still meanwhile. Before anybody hears of the end it does what fell due before it, such as a
-            # cancellation after two seconds: a sleep, however short, comes after all of that.
-            await asyncio.sleep(1e-9)
-        if not future.done():  # another thread runs it
-            await super().wait_in_loop(future, ticker)
+        try:
+            async with ticker.turn:
+                self.run_here()
+                # The loop stood still meanwhile. Before anybody hears of the end it does what fell due before it, such as
+                # a cancellation after two seconds: a sleep, however short, comes after all of that.
+                await asyncio.sleep(1e-9)
+            if not future.done():  # another thread runs it
+                await super().wait_in_loop(future, ticker)
+        finally:
+            del future  # see `ProgressFuture.result`
 
     def finish(self, future: "Future[Any]") -> None:
         super().finish(future)
-        if self.futures.pop(self, None) is not None and self.thread is None:
-            future.set_running_or_notify_cancel()  # cancelled while pending: no worker will tell the waiters
+        self.futures.pop(self, None)
 
 
 class SyncFuture(ProgressFuture[Any]):
@@ -140,24 +143,22 @@ class SyncProgressExecutor(ProgressExecutor):
         future = self._futures[task] = SyncFuture._adopt(Future(), task)
         return future
 
-    def _close(self, cancel_futures: bool) -> Callable[[float | None], bool]:
+    def _leave(self) -> None:
+        self._shut_down(wait=True)
+        self._board.pump(everyone=True)
+
+    def _shut_down(self, wait: bool) -> None:
         self._closed = True
-        if cancel_futures:
-            for future in tuple(self._futures.values()):
-                Future.cancel(future)
-        return self._run_all
+        if wait:
+            for task, future in tuple(self._futures.items()):
+                task.run_here()
+                concurrent.futures.wait([future])  # unless another thread runs it, it is done
 
-    def _run_all(self, timeout: float | None) -> bool:
-        for task, future in tuple(self._futures.items()):
-            task.run_here()
-            if wait([future], timeout).not_done:  # another thread runs it
-                return False
-        return True
-
-    async def _wait_in_loop(self, join: Callable[[float | None], bool]) -> None:
+    async def _leave_in_loop(self) -> None:
+        self._closed = True
         for future in tuple(self._futures.values()):
             await asyncio.wait([asyncio.ensure_future(future)])
 
     def _cancel_pending(self) -> None:
         for future in tuple(self._futures.values()):
-            future.cancel()
+            future._cancel_pending()

@@ -4,7 +4,6 @@ import threading
 from asyncio import CancelledError
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from time import monotonic
 from typing import Any
 
 from .._speedups import Updater
@@ -48,24 +47,16 @@ class ThreadPoolProgressExecutor(ProgressExecutor, ThreadPoolExecutor):
         task = ThreadTask(self._board, call)
         return ProgressFuture._adopt(ThreadPoolExecutor.submit(self, task), task)
 
-    def _close(self, cancel_futures: bool) -> Callable[[float | None], bool]:
-        ThreadPoolExecutor.shutdown(self, wait=False, cancel_futures=cancel_futures)
-        threads = list(self._threads)
-        return lambda timeout: _join(threads, timeout)
+    def _leave(self) -> None:
+        if threading.current_thread() in self._threads:
+            raise RuntimeError("a task cannot wait for its own executor to end")
+        super()._leave()
+
+    def _shut_down(self, wait: bool) -> None:
+        ThreadPoolExecutor.shutdown(self, wait=wait)
 
     def _cancel_pending(self) -> None:
         ThreadPoolExecutor.shutdown(self, wait=False, cancel_futures=True)
-
-
-def _join(threads: list[threading.Thread], timeout: float | None) -> bool:
-    """Wait until all have ended; those that have are taken out. False when `timeout` seconds have passed."""
-    deadline = None if timeout is None else monotonic() + timeout
-    while threads:
-        threads[-1].join(None if deadline is None else max(0, deadline - monotonic()))
-        if threads[-1].is_alive():
-            return False
-        threads.pop()
-    return True
 
 
 # Later than the standard library's own hook is registered, so that it runs before it.
