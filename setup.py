@@ -49,6 +49,7 @@ def extensions() -> list[Extension]:
         show_all_warnings=False,
         compiler_directives={
             "language_level": 3,
+            "annotation_typing": False,  # an annotation is for mypy: a str must not make a TypeError of Cython's own
             "boundscheck": False,
             "wraparound": False,
             "initializedcheck": False,

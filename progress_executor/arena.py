@@ -6,6 +6,7 @@ Apart from `slots` so that nobody imports multiprocessing who does not run proce
 import contextlib
 import os
 import queue
+import secrets
 import threading
 from multiprocessing.shared_memory import SharedMemory
 
@@ -24,17 +25,18 @@ class Arena:
         self._size = size
         self._owner = os.getpid()
         self._memory: SharedMemory | None = None
+        self._closed = False
         self._slots: list[Slot] = []
         self._free: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
 
     def open(self) -> None:
-        """Create the segment, unless that is done. OSError where the machine has no room for it.
+        """Create the segment, unless that is done or it is too late. OSError where the machine has no room for it.
 
         Comes before the first worker starts: forked ones must inherit the segment, and the resource tracker with it.
         """
         with self._lock:
-            if self._memory is None:
+            if self._memory is None and not self._closed:
                 self._memory = _create(self._size * SLOT_SIZE)
                 self._slots = [Slot(self.buffer(index)) for index in range(self._size)]
                 for index in range(self._size):
@@ -62,8 +64,11 @@ class Arena:
 
     def close(self) -> None:
         """Remove the segment; only in the process that made it, and only once. Nobody may use a slot any more."""
+        if self._owner != os.getpid():
+            return
         with self._lock:
-            if self._memory is None or self._owner != os.getpid():
+            self._closed = True
+            if self._memory is None:
                 return
             memory, self._memory = self._memory, None
             self._free.put(None)
@@ -79,13 +84,14 @@ class Arena:
 
 
 def _create(size: int) -> SharedMemory:
+    # The standard library's kind of name, but it tells whose it is. Nobody can guess it; only the owner may open it.
+    name = f"psm_{os.getpid()}_{secrets.token_hex(8)}"
     try:
-        memory = SharedMemory(create=True, size=size)
+        return SharedMemory(name, create=True, size=size)
     except OSError as error:
         raise OSError(
             error.errno, f"no shared memory for the progress of the tasks ({size} bytes; /dev/shm on Linux): {error.strerror}"
         ) from error
-    return memory
 
 
 class _Attached(SharedMemory):

@@ -62,16 +62,23 @@ def open_gate(gate):
     Path(gate).touch()
 
 
-def _segments():
-    return {name for name in os.listdir("/dev/shm") if name.startswith("psm_")} if os.path.isdir("/dev/shm") else set()
+SHM = "/dev/shm"
+
+
+def segments(pid=None):
+    """The shared memory that process `pid` (by default this one) has created, as {name: size}. Linux shows it, others do not."""
+    if not os.path.isdir(SHM):
+        return {}
+    prefix = f"psm_{os.getpid() if pid is None else pid}_"
+    return {name: os.stat(os.path.join(SHM, name)).st_size for name in os.listdir(SHM) if name.startswith(prefix)}
 
 
 @pytest.fixture(autouse=True)
-def _nothing_left_behind(request):
-    segments, threads = _segments(), set(threading.enumerate())
+def _nothing_left_behind():
+    threads = set(threading.enumerate())
     yield
     until(lambda: not multiprocessing.active_children(), "the end of all workers")
-    until(lambda: _segments() <= segments, "the end of all shared memory")
+    until(lambda: not segments(), "the end of all shared memory")
     until(
         lambda: not [thread for thread in set(threading.enumerate()) - threads if not thread.daemon],
         "the end of all threads",

@@ -1,5 +1,4 @@
 from collections.abc import Callable, Iterable, Iterator
-from types import TracebackType
 from typing import Any, Final, Literal, NoReturn, SupportsFloat, SupportsIndex, TypeAlias, TypeVar, final, overload
 
 __all__ = ["IMPLEMENTATION", "Updater", "fence"]
@@ -10,6 +9,7 @@ _Number: TypeAlias = SupportsIndex | SupportsFloat
 IMPLEMENTATION: Final[Literal["cython", "python"]]
 
 def fence() -> None: ...
+
 @final
 class Updater:
     def __init__(self, slot: Any = None, push: Callable[[bool], None] | None = None) -> None: ...

@@ -226,15 +226,15 @@ class Updater:
         is added then.
         """
         if cython.compiled:
-            step: cython.longlong = 0
-            n: cython.longlong = 0
-            control: cython.longlong = self._words[CONTROL]
+            step = cython.declare(cython.longlong)
+            n = cython.declare(cython.longlong)
+            control = cython.declare(cython.longlong, self._words[CONTROL])
             if control == 0:
                 if pe_small(amount, cython.address(step)) and pe_add(self._words[N], step, cython.address(n)):
                     self._words[N] = n
                     return
             elif control == _FLOATING_WORD and type(amount) is float:
-                value: cython.double = self._doubles[N] + cython.cast(cython.double, amount)
+                value = cython.declare(cython.double, self._doubles[N] + cython.cast(cython.double, amount))
                 if isfinite(value):
                     self._doubles[N] = value
                     return
@@ -414,7 +414,7 @@ class _Iteration:
         updater = self._updater
         if self._counting:
             self._counting = False
-            n: cython.longlong = 0
+            n = cython.declare(cython.longlong)
             if updater._words[CONTROL] == 0 and pe_add(updater._words[N], 1, cython.address(n)):
                 updater._words[N] = n
             else:

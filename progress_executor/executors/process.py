@@ -194,8 +194,9 @@ class ProcessPoolProgressExecutor(ProgressExecutor, ProcessPoolExecutor):
             weakref.finalize(self._executor_manager_thread, self._arena.close)
 
     def _shut_down(self, wait: bool) -> None:
+        used = self._executor_manager_thread is not None
         ProcessPoolExecutor.shutdown(self, wait=wait)
-        if wait:
+        if wait or not used:
             self._arena.close()
 
     def _cancel_pending(self) -> None:

@@ -1,0 +1,165 @@
+"""The tqdm adapter."""
+
+import io
+
+import pytest
+import tqdm
+
+from . import jobs
+from .conftest import open_gate, until
+
+
+class RecordedBar:
+    """Has what the adapter needs of a bar, and remembers what was done with it."""
+
+    made = []
+
+    def __init__(self, **kwargs):
+        self.kwargs = kwargs
+        self.n, self.total, self.postfix = 0, None, None
+        self.shown = []
+        self.closed = 0
+        self.made.append(self)
+
+    def set_postfix_str(self, text, refresh=True):
+        assert not refresh
+        self.postfix = text
+
+    def refresh(self):
+        self.shown.append((self.n, self.total, self.postfix))
+
+    def close(self):
+        self.closed += 1
+
+
+@pytest.fixture
+def bars(monkeypatch):
+    monkeypatch.setattr(RecordedBar, "made", [])
+    return RecordedBar.made
+
+
+def test_a_bar_is_made_now_and_ends_with_the_final_state(executor, bars):
+    future = executor.submit(jobs.count, 10)
+    future.add_tqdm_callback(RecordedBar, {"desc": "ten"})
+    assert len(bars) == 1
+    future.result()
+    (bar,) = bars
+    assert bar.kwargs == {"desc": "ten"}
+    assert bar.shown[-1] == (10, 10, "done")
+    assert bar.closed == 1
+
+
+def test_a_bar_is_made_when_the_task_runs(pool, bars, gate):
+    blockers = [pool.submit(jobs.wait_for, gate) for _ in range(2)]
+    future = pool.submit(jobs.count, 10)
+    future.add_tqdm_callback(RecordedBar, triggers=["running"])
+    assert not bars
+    open_gate(gate)
+    future.result()
+    assert [blocker.result() for blocker in blockers] == ["waited"] * 2
+    assert bars[0].shown[-1] == (10, 10, "done")
+
+
+def test_a_cancelled_task_that_never_ran_has_a_bar_only_if_that_was_asked_for(pool, bars, gate):
+    for _ in range(5):
+        pool.submit(jobs.wait_for, gate)
+    for triggers in (["running"], ["cancelled"], {"running", "cancelled"}, "cancelled"):
+        future = pool.submit(jobs.count, 10)
+        future.add_tqdm_callback(RecordedBar, triggers=triggers)
+        future.cancel()
+        assert future.cancelled()
+        future._wait(None)
+        assert len(bars) == (0 if triggers == ["running"] else 1)
+        for bar in bars:
+            assert bar.shown == [(0, None, "cancelled")]
+            assert bar.closed == 1
+        bars.clear()
+    open_gate(gate)
+
+
+def test_trigger_is_another_name_for_triggers(executor, bars):
+    future = executor.submit(jobs.count, 1)
+    future.add_tqdm_callback(RecordedBar, trigger={"running"})
+    assert not bars
+    future.result()
+    assert len(bars) == 1
+
+
+def test_the_status_is_the_postfix_on_one_line(pool, bars, gate):
+    future = pool.submit(jobs.report_and_wait, 1, 2, "two\nlines", gate)
+    future.add_tqdm_callback(RecordedBar)
+    until(lambda: future.state["n"] == 1)
+    other = pool.submit(jobs.count_slowly, 20, 0.02)
+    other.result()
+    assert (1, 2, "two lines") in bars[0].shown
+    open_gate(gate)
+
+
+def test_a_bar_that_cannot_be_made_now_is_the_callers_error(executor):
+    future = executor.submit(jobs.count, 1)
+    with pytest.raises(TypeError):
+        future.add_tqdm_callback(RecordedBar, ["no mapping"])
+    assert future.result() == 1
+
+
+def test_a_bar_that_cannot_be_made_later_is_tried_once(executor, caplog):
+    future = executor.submit(jobs.count_slowly, 30, 0.01)
+
+    def broken(**kwargs):
+        raise OSError("no screen")
+
+    future.add_tqdm_callback(broken, triggers=["running"])
+    assert future.result() == 30
+    assert caplog.text.count("OSError: no screen") == 1
+
+
+def test_bars_of_tqdm_show_the_final_state(executor):
+    file = io.StringIO()
+    future = executor.submit(jobs.count, 10)
+    future.add_tqdm_callback(tqdm.tqdm, {"file": file, "desc": "ten"})
+    future.result()
+    assert file.getvalue().splitlines()[-1].split("\r")[-1].startswith("ten: 100%|")
+    assert "10/10" in file.getvalue()
+    assert "done" in file.getvalue()
+
+
+def test_without_a_class_it_is_tqdms_own(executor, capsys):
+    future = executor.submit(jobs.count, 10)
+    future.add_tqdm_callback(init_kwargs={"desc": "ten"})
+    future.result()
+    assert "ten: 100%" in capsys.readouterr().err
+
+
+def test_a_disabled_bar_is_left_alone(executor):
+    future = executor.submit(jobs.count, 10)
+    future.add_tqdm_callback(tqdm.tqdm, {"disable": True})
+    assert future.result() == 10
+
+
+def test_a_bar_with_a_delay_is_not_shown_before(executor):
+    file = io.StringIO()
+    future = executor.submit(jobs.count, 10)
+    future.add_tqdm_callback(tqdm.tqdm, {"file": file, "delay": 1000})
+    future.result()
+    assert file.getvalue() == ""
+
+
+def test_the_time_in_the_queue_does_not_count(pool, gate):
+    clock = [1000.0]
+
+    class Bar(tqdm.tqdm):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self._time = lambda: clock[0]
+            self.start_t = self.last_print_t = clock[0]
+
+    blockers = [pool.submit(jobs.step_until, gate) for _ in range(4)]
+    made = []
+    future = pool.submit(jobs.count_slowly, 30, 0.02)
+    future.add_tqdm_callback(lambda **kwargs: made.append(Bar(**kwargs)) or made[0], {"file": io.StringIO()})
+    clock[0] = 5000.0
+    open_gate(gate)
+    future.result()
+    assert made[0].start_t == 5000.0
+    for blocker in blockers:
+        blocker.result()
