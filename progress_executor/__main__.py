@@ -35,7 +35,8 @@ class Digest(NamedTuple):
 
 def digest_folder(folder: str, progress: Updater) -> Digest:
     """The digest of all regular files at or below `folder`; those that cannot be read are named in the result."""
-    files, unreadable = [], []
+    files: list[tuple[str, int]] = []
+    unreadable: list[str] = []
     for path in sorted(_walk(folder, unreadable.append)):
         try:
             info = os.stat(path)
@@ -104,7 +105,9 @@ def main(argv: list[str] | None = None) -> int:
         description="SHA-256 of every file below each PATH, one task and one bar per PATH. Ctrl-C stops all of them.",
     )
     parser.add_argument("paths", metavar="PATH", nargs="*", help="default: the folders of Python's standard library")
-    parser.add_argument("--executor", choices=EXECUTORS, default="process", help="where the tasks run (default: %(default)s)")
+    parser.add_argument(
+        "--executor", choices=EXECUTORS, default="process", help="where the tasks run (default: %(default)s)"
+    )
     parser.add_argument("--workers", type=_positive, default=os.cpu_count() or 1, help="default: %(default)s")
     options = parser.parse_args(argv)
     paths = options.paths or standard_library()
@@ -126,11 +129,10 @@ def main(argv: list[str] | None = None) -> int:
         status = 130
 
     for index, path in enumerate(paths):
-        future = futures.get(index)
-        if future is None or future.cancelled():
+        if index not in futures or futures[index].cancelled():
             print(f"{'cancelled':64}  {path}")
             continue
-        digest = future.result()
+        digest = futures[index].result()
         for line in digest.unreadable:
             print(f"progress_executor: cannot read {line}", file=sys.stderr)
         unreadable = f", {len(digest.unreadable)} unreadable" if digest.unreadable else ""

@@ -3,11 +3,14 @@
 Apart from `slots` so that nobody imports multiprocessing who does not run processes.
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 import queue
 import secrets
 import threading
+from collections.abc import Callable
 from multiprocessing.shared_memory import SharedMemory
 
 from ._speedups._layout import SLOT_SIZE
@@ -45,6 +48,7 @@ class Arena:
     def buffer(self, index: int) -> memoryview:
         """The bytes of slot `index`."""
         assert self._memory is not None
+        assert self._memory.buf is not None
         return self._memory.buf[index * SLOT_SIZE : (index + 1) * SLOT_SIZE]
 
     def claim(self) -> tuple[int, Slot]:
@@ -78,7 +82,7 @@ class Arena:
         memory.close()
         memory.unlink()
 
-    def __reduce__(self) -> object:
+    def __reduce__(self) -> tuple[Callable[[int, str], Arena], tuple[int, str]]:
         assert self._memory is not None
         return _attached, (self._size, self._memory.name)
 
@@ -90,7 +94,8 @@ def _create(size: int) -> SharedMemory:
         return SharedMemory(name, create=True, size=size)
     except OSError as error:
         raise OSError(
-            error.errno, f"no shared memory for the progress of the tasks ({size} bytes; /dev/shm on Linux): {error.strerror}"
+            error.errno,
+            f"no shared memory for the progress of the tasks ({size} bytes; /dev/shm on Linux): {error.strerror}",
         ) from error
 
 

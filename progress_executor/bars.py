@@ -1,4 +1,7 @@
-"""The tqdm adapter: a progress callback that owns one bar, and the closing of bars on a terminal. Only this module knows tqdm."""
+"""The tqdm adapter: a progress callback that owns one bar, and the closing of bars on a terminal.
+
+The only module that knows tqdm.
+"""
 
 import itertools
 import sys
@@ -27,9 +30,8 @@ class TqdmCallback:
             import tqdm
 
             tqdm_cls = tqdm.tqdm
-        if triggers is None:
-            triggers = ("now",)
-        self._triggers = {triggers} if isinstance(triggers, str) else set(triggers)
+        chosen: Iterable[str] = ("now",) if triggers is None else triggers
+        self._triggers = {chosen} if isinstance(chosen, str) else set(chosen)
         for trigger in self._triggers:
             if trigger not in _TRIGGERS:
                 raise ValueError(f"unknown trigger {trigger!r}: a bar is made at 'now', 'running' or 'cancelled'")

@@ -135,7 +135,7 @@ class ProgressFuture(Future[T]):
                 for waiter in self._waiters:
                     waiter.add_cancelled(self)
                 self._condition.notify_all()
-            self._invoke_callbacks()
+            self._invoke_callbacks()  # type: ignore[attr-defined]
         elif isinstance(exception, BrokenExecutor) and self.cancelled():
             # Up to 3.12 the manager thread of a broken process pool fails all its work items, the cancelled ones too,
             # and would die here of an InvalidStateError with the futures behind this one never done.
@@ -262,8 +262,8 @@ class ProgressFuture(Future[T]):
 class _Watch(Coroutine[Any, Any, T]):
     """The coroutine in which a future is awaited.
 
-    A plain one would not do: asyncio cancels a task that has not made its first step by throwing into a coroutine whose body has
-    not begun, so that no `except` in it could cancel the future, and nobody would ever close its bar.
+    A plain one would not do: asyncio cancels a task that has not made its first step by throwing into a coroutine whose
+    body has not begun, so that no `except` in it could cancel the future, and nobody would ever close its bar.
     """
 
     def __init__(self, future: ProgressFuture[T], interval: float) -> None:

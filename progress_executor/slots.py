@@ -15,7 +15,6 @@ from ._speedups._layout import (
     CANCEL,
     FLOAT,
     INT,
-    N,
     N_KIND_BYTE,
     NONE,
     NUMBER_SIZE,
@@ -28,6 +27,7 @@ from ._speedups._layout import (
     STATUS_SIZE,
     TOTAL,
     TOTAL_KIND_BYTE,
+    N,
 )
 from .state import PENDING, RUNNING, ProgressState
 

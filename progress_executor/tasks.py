@@ -15,6 +15,12 @@ from .delivery import INTERVAL, Board, Feed, Ticker
 from .slots import Slot
 from .state import CANCELLED, DONE, FAILED, PENDING, ProgressState
 
+
+def _resolve(done: "asyncio.Future[None]") -> None:
+    if not done.done():
+        done.set_result(None)
+
+
 Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
 
@@ -46,7 +52,7 @@ class Task:
 
         def wake(_: "Future[Any]") -> None:
             with contextlib.suppress(RuntimeError):  # the loop was closed before the task ended
-                loop.call_soon_threadsafe(lambda: done.done() or done.set_result(None))
+                loop.call_soon_threadsafe(_resolve, done)
 
         Future.add_done_callback(future, wake)
         await done

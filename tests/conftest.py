@@ -66,7 +66,7 @@ SHM = "/dev/shm"
 
 
 def segments(pid=None):
-    """The shared memory that process `pid` (by default this one) has created, as {name: size}. Linux shows it, others do not."""
+    """The shared memory that process `pid` (by default this one) has created, as {name: size}; only Linux shows it."""
     if not os.path.isdir(SHM):
         return {}
     prefix = f"psm_{os.getpid() if pid is None else pid}_"

@@ -69,9 +69,8 @@ def test_an_updater_cannot_be_sent_to_a_process():
 
 
 def test_an_updater_cannot_be_returned_from_a_process():
-    with ProcessPoolProgressExecutor(1) as executor:
-        with pytest.raises(TypeError, match="cannot be pickled"):
-            executor.submit(return_progress).result(timeout=30)
+    with ProcessPoolProgressExecutor(1) as executor, pytest.raises(TypeError, match="cannot be pickled"):
+        executor.submit(return_progress).result(timeout=30)
 
 
 def return_progress(progress):
@@ -97,7 +96,7 @@ def test_an_interval_that_is_not_positive(executor, interval):
 
 def test_an_unknown_trigger_names_the_known_ones(executor):
     future = executor.submit(jobs.add, 1)
-    with pytest.raises(ValueError, match="'later'.*'now', 'running' or 'cancelled'"):
+    with pytest.raises(ValueError, match=r"'later'.*'now', 'running' or 'cancelled'"):
         future.add_tqdm_callback(triggers=["now", "later"])
 
 

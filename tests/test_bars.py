@@ -1,6 +1,7 @@
 """The tqdm adapter."""
 
 import io
+from typing import ClassVar
 
 import pytest
 import tqdm
@@ -12,7 +13,7 @@ from .conftest import open_gate, until
 class RecordedBar:
     """Has what the adapter needs of a bar, and remembers what was done with it."""
 
-    made = []
+    made: ClassVar = []
 
     def __init__(self, **kwargs):
         self.kwargs = kwargs
@@ -154,7 +155,7 @@ def test_the_time_in_the_queue_does_not_count(pool, gate):
             self.start_t = self.last_print_t = clock[0]
 
     blockers = [pool.submit(jobs.step_until, gate) for _ in range(4)]
-    made = []
+    made: ClassVar = []
     future = pool.submit(jobs.count_slowly, 30, 0.02)
     future.add_tqdm_callback(lambda **kwargs: made.append(Bar(**kwargs)) or made[0], {"file": io.StringIO()})
     clock[0] = 5000.0

@@ -59,7 +59,9 @@ def test_progress_is_filled_in_for_callables_of_every_kind(executor, call):
     assert future.state == {"n": 3, "total": 3, "status": "done"}
 
 
-@pytest.mark.parametrize(("fn", "args", "result"), [(len, ("abc",), 3), (max, (1, 2), 2), (jobs.add, (1,), 2), (int, ("7",), 7)])
+@pytest.mark.parametrize(
+    ("fn", "args", "result"), [(len, ("abc",), 3), (max, (1, 2), 2), (jobs.add, (1,), 2), (int, ("7",), 7)]
+)
 def test_functions_without_progress_just_run(executor, fn, args, result):
     assert executor.submit(fn, *args).result() == result
 
@@ -317,7 +319,9 @@ def test_thread_pool_arguments_work():
     def initialize(value):
         local.value = value
 
-    with ThreadPoolProgressExecutor(max_workers=2, thread_name_prefix="mine", initializer=initialize, initargs=(5,)) as executor:
+    with ThreadPoolProgressExecutor(
+        max_workers=2, thread_name_prefix="mine", initializer=initialize, initargs=(5,)
+    ) as executor:
         assert executor.submit(lambda: (local.value, threading.current_thread().name)).result() == (5, "mine_0")
 
 

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import itertools
 import logging
 import threading
 
@@ -112,7 +113,7 @@ def test_each_callback_is_given_the_state_that_it_was_given_before(executor):
     states = watch(future)
     future.result()
     assert states[0][0] == {"n": 0, "total": None, "status": "pending"}
-    for (_, before), (old, new) in zip(states, states[1:], strict=False):
+    for (_, before), (old, new) in itertools.pairwise(states):
         assert old == before
         assert old != new
 
@@ -334,7 +335,7 @@ def test_cancelling_notifies_waiters_and_done_callbacks(pool, gate):
     future.add_done_callback(lambda _: called.set())
     until(lambda: future.state["n"] > 0)
     future.cancel()
-    done, not_done = concurrent.futures.wait([future], timeout=30)
+    done, _ = concurrent.futures.wait([future], timeout=30)
     assert done == {future}
     assert called.wait(30)
     assert list(concurrent.futures.as_completed([future])) == [future]

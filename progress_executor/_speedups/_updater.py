@@ -1,7 +1,7 @@
 """The task's side: `Updater`, which writes a task's progress into its slot and sees in it that the task is to stop.
 
-One source, two forms: Cython compiles this file as `_updater_c` with the C types of `_updater_c.pxd`, and Python runs it as it
-is. `if cython.compiled:` marks the few places where the two need different words for the same thing. Nothing here reads a
+One source, two forms: Cython compiles this file as `_updater_c` with the C types of `_updater_c.pxd`, and Python runs it as
+it is. `if cython.compiled:` marks the few places where the two need different words for the same thing. Nothing here reads a
 clock, and a step takes no lock: its fast path is "the control word is zero, so add to the int64".
 """
 
@@ -10,10 +10,10 @@ from __future__ import annotations
 import operator
 import sys
 from asyncio import CancelledError
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from math import isfinite
 from threading import RLock
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 from ._layout import (
     BIG,
@@ -25,7 +25,6 @@ from ._layout import (
     INT,
     LOCKED,
     MODE_BYTE,
-    N,
     N_KIND_BYTE,
     NONE,
     NUMBER_SIZE,
@@ -39,12 +38,13 @@ from ._layout import (
     TOTAL,
     TOTAL_KIND_BYTE,
     WIDE,
+    N,
 )
 
 try:
     import cython
 except ModuleNotFoundError:
-    from . import _interpreted as cython  # type: ignore[no-redef]
+    from . import _interpreted as cython
 
 
 if cython.compiled:
@@ -98,6 +98,7 @@ def _total(value: Any) -> int | float | None:
     if total < 0:
         raise ValueError(f"total must not be negative, got {total}; None stands for unknown")
     return total
+
 
 _KEEP: Any = object()
 
@@ -322,7 +323,7 @@ class Updater:
         if self._push is not None:
             self._push(True)
 
-    def __enter__(self) -> Updater:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:

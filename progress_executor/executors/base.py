@@ -8,14 +8,13 @@ from abc import abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Executor
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from ..delivery import INTERVAL, Board
 from ..futures import ProgressFuture
 from ..tasks import Call
 
 T = TypeVar("T")
-Self = TypeVar("Self", bound="ProgressExecutor")
 
 _executors: "weakref.WeakSet[ProgressExecutor]" = weakref.WeakSet()
 
@@ -90,7 +89,7 @@ class ProgressExecutor(Executor):
             task.request_cancel()
         self._cancel_pending()
 
-    def __enter__(self: Self) -> Self:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -100,7 +99,7 @@ class ProgressExecutor(Executor):
             self._cancel_all()
         self.shutdown(wait=True)
 
-    async def __aenter__(self: Self) -> Self:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(

@@ -1,12 +1,12 @@
 """`ProcessPoolProgressExecutor`: the standard library's process pool; the slots are in one shared-memory segment.
 
-    caller                                     worker
-    submit -> ProcessTask -> manager thread
-              -> feeder thread: pickled, ----> RemoteTask: Updater on the slot
-                 claims a slot                    |  writes n, total, status
-    state, callbacks <------ slot --------------- +
-    cancel() --------------> slot: control -----> the next progress call raises
-    done: final state read, slot released <---- result, through the pool's own queue
+caller                                     worker
+submit -> ProcessTask -> manager thread
+          -> feeder thread: pickled, ----> RemoteTask: Updater on the slot
+             claims a slot                    |  writes n, total, status
+state, callbacks <------ slot --------------- +
+cancel() --------------> slot: control -----> the next progress call raises
+done: final state read, slot released <---- result, through the pool's own queue
 """
 
 import itertools
@@ -23,7 +23,7 @@ from multiprocessing import parent_process
 from multiprocessing.context import BaseContext
 from multiprocessing.reduction import ForkingPickler
 from pickle import PicklingError
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from .._speedups import Updater
 from ..arena import Arena
@@ -160,15 +160,15 @@ class ProcessPoolProgressExecutor(ProgressExecutor, ProcessPoolExecutor):
             raise TypeError("initializer must be a callable")
         ProcessPoolExecutor.__init__(self, max_workers, mp_context, max_tasks_per_child=max_tasks_per_child)
         # Twice what workers and call queue hold: finished tasks keep their slots until the manager thread hears of them.
-        self._arena = Arena(4 * self._max_workers + 4)
-        self._initializer: Callable[..., object] = _start_worker
-        self._initargs: tuple[Any, ...] = (self._arena, initializer, initargs)
+        self._arena = Arena(4 * self._max_workers + 4)  # type: ignore[attr-defined]
+        self._initializer = _start_worker
+        self._initargs = (self._arena, initializer, initargs)
         self._set_up()
 
     def _enqueue(self, call: Call) -> ProgressFuture[Any]:
         self._arena.open()
         task = ProcessTask(self._board, call, self._arena)
-        return ProgressFuture._adopt(ProcessPoolExecutor.submit(self, task), task)
+        return ProgressFuture._adopt(ProcessPoolExecutor.submit(self, cast("Callable[[], Any]", task)), task)
 
     def map(
         self, fn: Callable[..., T], *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1
@@ -178,8 +178,8 @@ class ProcessPoolProgressExecutor(ProgressExecutor, ProcessPoolExecutor):
             return super().map(fn, *iterables, timeout=timeout, chunksize=chunksize)
         if chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
+        calls = zip(*iterables)  # noqa: B905  # as long as the shortest, like map
         chunks = iter(lambda: list(itertools.islice(calls, chunksize)), [])
-        calls = zip(*iterables)
         results = Executor.map(self, partial(_run_chunk, fn), chunks, timeout=timeout)
         return itertools.chain.from_iterable(results)
 
@@ -189,7 +189,7 @@ class ProcessPoolProgressExecutor(ProgressExecutor, ProcessPoolExecutor):
 
     def _start_executor_manager_thread(self) -> None:
         if self._executor_manager_thread is None:
-            super()._start_executor_manager_thread()  # type: ignore[misc]
+            super()._start_executor_manager_thread()
             # Its end is the end of the pool, also when nobody waits for it or the executor is simply dropped.
             weakref.finalize(self._executor_manager_thread, self._arena.close)
 
@@ -200,7 +200,7 @@ class ProcessPoolProgressExecutor(ProgressExecutor, ProcessPoolExecutor):
             self._arena.close()
 
     def _cancel_pending(self) -> None:
-        # The standard library's cancel_futures would call `cancel()` of running tasks, too, and forget them as they answer True.
+        # The standard library's cancel_futures would call `cancel()` of running tasks, too, and forget those that say True.
         for item in list(self._pending_work_items.values()):
             future = item.future
             if isinstance(future, ProgressFuture):

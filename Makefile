@@ -1,0 +1,30 @@
+# The daily commands. All of them make what they need in .venv; nothing is expected but Python 3.11 or later.
+
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+
+.PHONY: demo test test-all lint clean
+
+demo:  ## the demonstration: digests of the standard library's folders, one bar each
+	@$(PYTHON) -m venv .venv/demo
+	@rm -rf build
+	@.venv/demo/bin/python -m pip install --quiet --disable-pip-version-check --force-reinstall .
+	@cd .venv && demo/bin/python -c 'from progress_executor import IMPLEMENTATION as form; \
+	print("The speedups are built." if form == "cython" else "THE SPEEDUPS WERE NOT BUILT: no C compiler? It works without.")'
+	@cd .venv && demo/bin/python -m progress_executor
+
+test:  ## the tests, on every CPython from 3.11 that is found, in both implementations
+	@$(PYTHON) tests/run.py
+
+test-all:  ## the slow ones, too
+	@$(PYTHON) tests/run.py --all
+
+lint:  ## ruff and mypy --strict
+	@$(PYTHON) -m venv .venv/lint
+	@.venv/lint/bin/python -m pip install --quiet --disable-pip-version-check '.[lint]'
+	.venv/lint/bin/ruff check .
+	.venv/lint/bin/ruff format --check .
+	.venv/lint/bin/mypy
+
+clean:
+	rm -rf .venv build *.egg-info

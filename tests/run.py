@@ -1,0 +1,105 @@
+"""`make test`: the tests on every CPython from 3.11 that the machine has, in both implementations.
+
+Needs nothing but the standard library. Each interpreter gets a virtual environment in .venv, into which the package is
+installed as a user would; the tests run from a copy in another folder, so that they see the installed package and not
+the checkout.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VERSIONS = [(3, minor) for minor in range(11, 15)]
+NEEDED = [(3, 11), (3, 12), (3, 13)]
+ABOUT = """
+import sys, sysconfig
+print(sys.implementation.name, *sys.version_info[:2], sysconfig.get_config_var("Py_GIL_DISABLED") or 0)
+"""
+
+
+def interpreters() -> dict[tuple[int, int], str]:
+    """A CPython per version: this one, those on the PATH, pyenv's."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser() / "versions"
+    candidates = [
+        getattr(sys, "_base_executable", None) or sys.executable,
+        *(path for major, minor in VERSIONS if (path := shutil.which(f"python{major}.{minor}"))),
+        *sorted((str(path) for path in pyenv.glob("3.*/bin/python")), reverse=True),
+    ]
+    found: dict[tuple[int, int], str] = {}
+    for candidate in candidates:
+        answer = subprocess.run([candidate, "-c", ABOUT], capture_output=True, text=True)
+        words = answer.stdout.split()
+        if (
+            answer.returncode == 0 and words[0] == "cpython" and words[3] == "0"
+        ):  # a pyenv shim may be there without its Python
+            found.setdefault((int(words[1]), int(words[2])), candidate)
+    return {version: found[version] for version in VERSIONS if version in found}
+
+
+def prepare(version: tuple[int, int], interpreter: str) -> Path:
+    """Make the environment for `version`; returns its folder."""
+    environment = ROOT / ".venv" / f"test-{version[0]}.{version[1]}"
+    python = environment / "bin" / "python"
+    if not python.exists():
+        subprocess.run([interpreter, "-m", "venv", environment], check=True)
+    shutil.rmtree(ROOT / "build", ignore_errors=True)  # an extension of an earlier build must not get into this one
+    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, f"{ROOT}[test]"], check=True)
+    subprocess.run([*pip, "--force-reinstall", "--no-deps", ROOT], check=True)
+    run = environment / "run"
+    shutil.rmtree(run, ignore_errors=True)
+    for folder in ("tests", "examples"):
+        shutil.copytree(ROOT / folder, run / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", run)
+    return environment
+
+
+def implementation(environment: Path, env: dict[str, str]) -> str:
+    command = [environment / "bin" / "python", "-c", "import progress_executor as p; print(p.IMPLEMENTATION)"]
+    return subprocess.run(command, cwd=environment, env=env, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--all", action="store_true", help="the slow tests, too")
+    parser.add_argument("--only", metavar="X.Y", help="one version")
+    parser.add_argument("arguments", nargs="*", help="for pytest")
+    options = parser.parse_args()
+
+    found = interpreters()
+    if options.only:
+        found = {version: path for version, path in found.items() if f"{version[0]}.{version[1]}" == options.only}
+    summary, status = [], 0
+    for version in NEEDED:
+        if version not in found:
+            summary.append(f"CPython {version[0]}.{version[1]}: not run, it is not on this machine")
+    for version, interpreter in found.items():
+        environment = prepare(version, interpreter)
+        env = {**os.environ, "PROGRESS_EXECUTOR_SOURCE": str(ROOT)}
+        env.pop("PROGRESS_EXECUTOR_NO_EXTENSIONS", None)
+        legs = [env]
+        if implementation(environment, env) == "cython":
+            legs.append({**env, "PROGRESS_EXECUTOR_NO_EXTENSIONS": "1"})
+        else:
+            summary.append(f"CPython {version[0]}.{version[1]}, cython: not run, THE SPEEDUPS WERE NOT BUILT")
+        for leg in legs:
+            name = f"CPython {version[0]}.{version[1]}, {implementation(environment, leg)}"
+            print(f"\n=== {name}", flush=True)
+            command = [environment / "bin" / "python", "-X", "dev", "-m", "pytest", "-p", "no:cacheprovider"]
+            selection = [] if options.all else ["-m", "not slow"]
+            result = subprocess.run([*command, *selection, *options.arguments], cwd=environment / "run", env=leg)
+            summary.append(f"{name}: {'passed' if result.returncode == 0 else 'FAILED'}")
+            status = status or result.returncode
+    print("\n" + "\n".join(summary))
+    if not found:
+        print("no CPython from 3.11 was found")
+        return 1
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
