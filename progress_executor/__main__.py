@@ -4,7 +4,9 @@
 """
 
 import argparse
+import contextlib
 import hashlib
+import io
 import os
 import stat
 import sys
@@ -64,6 +66,7 @@ def digest_folder(folder: str, progress: Updater) -> Digest:
 def _walk(folder: str, report: Callable[[str], None]) -> Iterator[str]:
     if not os.path.isdir(folder):
         yield folder
+        return
     for where, folders, names in os.walk(folder, onerror=lambda error: report(f"{error.filename}: {error.strerror}")):
         folders.sort()
         for name in names:
@@ -91,11 +94,30 @@ def standard_library() -> list[str]:
         )
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
+def _number_of_workers(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a positive number, not {text!r}")
+    return int(text)
+
+
+@contextlib.contextmanager
+def _no_echo_of_ctrl_c() -> Iterator[None]:
+    """The terminal's own "^C" would stand in the middle of a bar, or push it into the next row."""
+    try:
+        import termios
+
+        terminal = sys.stderr.fileno()
+        before = termios.tcgetattr(terminal)
+    except (ImportError, OSError, termios.error):  # no terminal
+        yield
+        return
+    quiet = before.copy()
+    quiet[3] &= ~termios.ECHOCTL
+    termios.tcsetattr(terminal, termios.TCSANOW, quiet)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(terminal, termios.TCSANOW, before)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -108,7 +130,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--executor", choices=EXECUTORS, default="process", help="where the tasks run (default: %(default)s)"
     )
-    parser.add_argument("--workers", type=_positive, default=os.cpu_count() or 1, help="default: %(default)s")
+    parser.add_argument("--workers", type=_number_of_workers, default=os.cpu_count() or 1, help="default: %(default)s")
     options = parser.parse_args(argv)
     paths = options.paths or standard_library()
     for path in paths:
@@ -116,10 +138,12 @@ def main(argv: list[str] | None = None) -> int:
             print(f"progress_executor: no such file or folder: {path}", file=sys.stderr)
             return 2
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # a name that is not text comes out as it is
     status = 0
     futures = {}
     try:
-        with EXECUTORS[options.executor](options.workers) as executor:
+        with _no_echo_of_ctrl_c(), EXECUTORS[options.executor](options.workers) as executor:
             for index, path in enumerate(paths):
                 future = futures[index] = executor.submit(digest_folder, path)
                 bar = {"desc": os.path.basename(path) or path, "unit": "B", "unit_scale": True, "leave": False}

@@ -6,6 +6,7 @@ The only module that knows tqdm.
 import itertools
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from time import time
 from typing import Any, Literal, get_args
 
 from .state import CANCELLED, DONE, FAILED, PENDING, ProgressState
@@ -25,6 +26,7 @@ class TqdmCallback:
         tqdm_cls: Callable[..., Any] | None,
         init_kwargs: Mapping[str, Any] | None,
         triggers: Iterable[Trigger] | None,
+        started_at: Callable[[], float | None],
     ) -> None:
         if tqdm_cls is None:
             import tqdm
@@ -37,6 +39,7 @@ class TqdmCallback:
                 raise ValueError(f"unknown trigger {trigger!r}: a bar is made at 'now', 'running' or 'cancelled'")
         self._make: Callable[[], Any] | None = lambda: tqdm_cls(**(init_kwargs or {}))
         self._bar: Any = None
+        self._started_at = started_at
         if "now" in self._triggers:
             self._open()
 
@@ -53,10 +56,10 @@ class TqdmCallback:
                 self._open()
             elif "cancelled" in self._triggers and status == CANCELLED:
                 self._open()
-        elif self._bar is not None and old["status"] == PENDING and not ended:
-            _restart_clock(self._bar)
         if self._bar is None:
             return
+        if old["status"] == PENDING:
+            _set_clock(self._bar, self._started_at())
         try:
             self._bar.total = new["total"]
             self._bar.n = new["n"]
@@ -68,10 +71,10 @@ class TqdmCallback:
                 _close(bar)
 
 
-def _restart_clock(bar: Any) -> None:
-    """The time spent in the queue does not count into rate and remaining time."""
-    if _is_plain(bar):
-        bar.start_t = bar.last_print_t = bar._time()
+def _set_clock(bar: Any, started_at: float | None) -> None:
+    """Have the bar's rate and remaining time count from the start of the task, not from its own or from the queue."""
+    if started_at is not None and _is_plain(bar):
+        bar.start_t = bar.last_print_t = bar._time() - max(0, time() - started_at)
 
 
 def _draw(bar: Any) -> None:

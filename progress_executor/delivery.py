@@ -6,10 +6,11 @@ runs in a thread of its own and tasks never wait for the caller.
 """
 
 import asyncio
+import bisect
 import logging
 import threading
 import weakref
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import Any, Protocol
@@ -34,6 +35,8 @@ class Source(Protocol):
 
     @property
     def lazy(self) -> bool: ...
+    @property
+    def number(self) -> int: ...
     @property
     def finished(self) -> bool: ...
     def run_here(self) -> None: ...
@@ -236,18 +239,18 @@ class DeliveringEvent(threading.Event):
     def __init__(self) -> None:
         super().__init__()
         self._boards: set[Board] = set()
-        self._lazy: deque[Source] = deque()
+        self._lazy: list[Source] = []  # as they were submitted: `wait` has the futures in a set
 
     def add(self, task: Source) -> None:
         """The future of `task` is one of those that are waited for."""
         self._boards.add(task.board)
         if task.lazy:
-            self._lazy.append(task)
+            bisect.insort(self._lazy, task, key=lambda task: task.number)
 
     def wait(self, timeout: float | None = None) -> bool:
         for pause in waiting(timeout):
             while self._lazy and not self.is_set():
-                self._lazy.popleft().run_here()
+                self._lazy.pop(0).run_here()
             for board in self._boards:
                 board.pump()
             if super().wait(pause):

@@ -88,7 +88,8 @@ class ProgressFuture(Future[T]):
 
         if triggers is not None and trigger is not None:
             raise TypeError("trigger is another name for triggers: give one of them")
-        self.add_progress_callback(TqdmCallback(tqdm_cls, init_kwargs, triggers if trigger is None else trigger))
+        chosen = triggers if trigger is None else trigger
+        self.add_progress_callback(TqdmCallback(tqdm_cls, init_kwargs, chosen, self._task.started_at))
 
     # Cancellation
 

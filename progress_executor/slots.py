@@ -6,6 +6,7 @@ any bytes give a valid state.
 
 import sys
 from math import isfinite
+from time import time
 from typing import Any
 
 from ._speedups import fence
@@ -22,6 +23,7 @@ from ._speedups._layout import (
     SEQUENCE,
     SLOT_SIZE,
     STARTED,
+    STARTED_AT,
     STATUS_BYTE,
     STATUS_LENGTH_BYTE,
     STATUS_SIZE,
@@ -57,7 +59,13 @@ class Slot:
 
     def start(self) -> None:
         """The task begins; called on its side."""
+        self._doubles[STARTED_AT] = time()
         self.buffer[PHASE_BYTE] = STARTED
+
+    @property
+    def started_at(self) -> float | None:
+        """When the task began, in seconds since the epoch; None if it has not."""
+        return self._doubles[STARTED_AT] if self.buffer[PHASE_BYTE] == STARTED else None
 
     def cancel(self) -> None:
         """Ask the task to stop: it notices at its next progress call, or before its function is entered."""

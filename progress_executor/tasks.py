@@ -27,7 +27,7 @@ Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 class Task:
     """What an executor's queue holds in place of the user's function. The board's lock guards all that changes."""
 
-    __slots__ = ("_final", "board", "call", "cancel_requested", "feed", "interval", "slot", "ticker")
+    __slots__ = ("_final", "_started_at", "board", "call", "cancel_requested", "feed", "interval", "slot", "ticker")
 
     def __init__(self, board: Board, call: Call) -> None:
         self.board = board
@@ -38,9 +38,11 @@ class Task:
         self.ticker: Ticker | None = None
         self.interval = INTERVAL
         self._final: ProgressState | None = None
+        self._started_at: float | None = None
 
     lazy = False
-    """Whether it runs only when somebody waits for it, in that thread."""
+    """Whether it runs only when somebody waits for it, in that thread; then `number` is its place in the order."""
+    number = 0
 
     def run_here(self) -> None:
         """Run in the calling thread, if it is lazy and nobody else took it."""
@@ -69,6 +71,11 @@ class Task:
             if self.slot is not None:
                 return self.slot.snapshot()
             return ProgressState(n=0, total=None, status=PENDING)
+
+    def started_at(self) -> float | None:
+        """When it began to run, in seconds since the epoch; None if it has not, or never did."""
+        with self.board.lock:
+            return self._started_at if self.slot is None else self.slot.started_at
 
     def start(self, slot: Slot) -> bool:
         """It leaves for where it runs, with `slot` for its progress; False if it was cancelled and must not."""
@@ -99,7 +106,11 @@ class Task:
         with self.board.lock:
             if self._final is not None:
                 return
-            state = ProgressState(n=0, total=None, status=PENDING) if self.slot is None else self.slot.snapshot()
+            if self.slot is None:
+                state = ProgressState(n=0, total=None, status=PENDING)
+            else:
+                state = self.slot.snapshot()
+                self._started_at = self.slot.started_at
             if future.cancelled():
                 state["status"] = CANCELLED
             else:

@@ -9,6 +9,7 @@ from those that end in `_BYTE`. The caller writes the control byte; all else bel
     word 3-  n: an int64, a double, or an int of 32 bytes
     word 7-  total, likewise
     word 11- status, UTF-8
+    word 43  when the task started: a double, seconds since the epoch
 """
 
 SLOT_SIZE = 384  # six cache lines: neighbours in one line would slow each other down
@@ -27,6 +28,7 @@ N_KIND_BYTE = 17
 TOTAL_KIND_BYTE = 18
 STATUS_LENGTH_BYTE = 20
 STATUS_BYTE = 88
+STARTED_AT = 43
 
 # The caller's byte.
 GO = 0

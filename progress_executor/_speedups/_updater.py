@@ -8,6 +8,7 @@ clock, and a step takes no lock: its fast path is "the control word is zero, so 
 from __future__ import annotations
 
 import operator
+import struct
 import sys
 from asyncio import CancelledError
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from ._layout import (
     N_KIND_BYTE,
     NONE,
     NUMBER_SIZE,
+    PHASE_BYTE,
     PLAIN,
     PUSHING,
     SEQUENCE,
@@ -77,6 +79,8 @@ def fence() -> None:
 def _number(value: Any, name: str) -> int | float:
     """`value` as an exact int or a finite float."""
     kind = type(value)
+    if isinstance(value, (str, bytes, complex)):  # NumPy's have methods that guess
+        raise TypeError(f"{name} must be a number, not {kind.__name__}")
     if hasattr(kind, "__index__"):
         try:
             return int(operator.index(value))
@@ -103,23 +107,23 @@ def _total(value: Any) -> int | float | None:
 _KEEP: Any = object()
 
 
-def _finite(number: Any) -> Any:
-    if isinstance(number, float) and not isfinite(number):
-        raise ValueError("n would become infinite")
-    return number
-
-
-def _kind(number: Any, name: str) -> int:
-    """How a slot stores `number`."""
-    if number is None or number is _KEEP:
-        return NONE
-    if isinstance(number, float):
-        return FLOAT
-    if number.bit_length() < 64:
-        return INT
-    if number.bit_length() < 8 * NUMBER_SIZE:
-        return BIG
-    raise OverflowError(f"{name} must fit {8 * NUMBER_SIZE} bits")
+def _store(record: bytearray, word: int, kind_byte: int, number: Any, name: str) -> None:
+    """Write `number` (None: unknown) where it belongs in a slot's bytes."""
+    if number is None:
+        record[kind_byte] = NONE
+    elif isinstance(number, float):
+        if not isfinite(number):
+            raise ValueError(f"{name} would become infinite")
+        record[kind_byte] = FLOAT
+        struct.pack_into("d", record, 8 * word, number)
+    elif number.bit_length() < 64:
+        record[kind_byte] = INT
+        struct.pack_into("q", record, 8 * word, number)
+    elif number.bit_length() < 8 * NUMBER_SIZE:
+        record[kind_byte] = BIG
+        record[8 * word : 8 * word + NUMBER_SIZE] = number.to_bytes(NUMBER_SIZE, sys.byteorder, signed=True)
+    else:
+        raise OverflowError(f"{name} must fit {8 * NUMBER_SIZE} bits")
 
 
 def _encoded(status: str) -> bytes:
@@ -142,27 +146,31 @@ class Updater:
     """
 
     # Three views of the same bytes; _updater_c.pxd has the C types of the fields.
-    __slots__ = ("_bytes", "_doubles", "_lock", "_mode", "_push", "_words")
+    __slots__ = ("_base_mode", "_bytes", "_changes", "_doubles", "_lock", "_push", "_words")
 
     _words: memoryview[int]
     _doubles: memoryview[float]
     _bytes: memoryview[int]
     _push: Callable[[bool], None] | None
-    _mode: int
+    _base_mode: int
+    _changes: list[tuple[Any, Any, Any, Any]]
 
     def __init__(self, slot: Any = None, push: Callable[[bool], None] | None = None) -> None:
         """Executors pass the slot, a writable buffer of `SLOT_SIZE` bytes, and `push(now)`, to be called at each step."""
-        self._lock = RLock()  # re-entrant: a signal handler or a finalizer of the task may count, too
+        self._lock = RLock()
+        self._changes = []
         self._push = push
-        self._mode = _BASE_MODE if push is None else _BASE_MODE | PUSHING
+        self._base_mode = _BASE_MODE if push is None else _BASE_MODE | PUSHING
         if slot is None:
             slot = bytearray(SLOT_SIZE)
             slot[TOTAL_KIND_BYTE] = NONE
         self._attach(slot)
-        self._bytes[MODE_BYTE] = self._mode
+        self._unlock()
 
     def _attach(self, slot: Any) -> None:
         view = memoryview(slot).cast("B")
+        if len(view) < SLOT_SIZE:
+            raise ValueError(f"a slot has {SLOT_SIZE} bytes, not {len(view)}")
         self._bytes = view
         self._words = view.cast("q")
         self._doubles = view.cast("d")
@@ -172,17 +180,19 @@ class Updater:
         with self._lock:
             self._bytes[MODE_BYTE] |= LOCKED
             self._attach(bytearray(self._bytes))
-            self._bytes[MODE_BYTE] = self._mode
+            self._unlock()
 
     # Counting
 
-    def __call__(self, iterable: Any = 1, total: Any = None) -> Any:
+    def __call__(self, iterable: Any = 1, total: Any = None, *, amount: Any = None) -> Any:
         """Iterate over `iterable` and count, or add a number.
 
         `progress(iterable, total=None)` sets n to 0 and total to the given one, else to the iterable's length or its
         length hint, else to unknown, and returns an iterator over the items. An item counts when the loop's body for
         it has finished. `progress(amount=1)` is `progress.update(amount)`.
         """
+        if amount is not None:
+            return self.update(amount)
         kind = type(iterable)
         if kind is int or kind is float or not hasattr(kind, "__iter__"):
             if kind is int or hasattr(kind, "__index__") or hasattr(kind, "__float__"):
@@ -201,24 +211,7 @@ class Updater:
         else:
             total = _total(total)
         self._write(0, total)
-        if cython.compiled:
-            return _Iteration(self, iterator)
-        return self._iterate(iterator)
-
-    def _iterate(self, iterator: Iterator[Any]) -> Iterator[Any]:
-        # Interpreted, a generator is faster than __next__; compiled, it is slower. The view is looked up at every step
-        # because _detach may replace it.
-        self.check()
-        for item in iterator:
-            yield item
-            words = self._words
-            try:
-                if not words[CONTROL]:
-                    words[N] += 1
-                    continue
-            except ValueError:  # more than 64 bits
-                pass
-            self._add(1)
+        return _Iteration(self, iterator)
 
     def update(self, amount: Any = 1) -> None:
         """Add `amount`, anything with `__index__` or `__float__`; an int stays exact.
@@ -252,15 +245,7 @@ class Updater:
         self._add(amount)
 
     def _add(self, amount: Any) -> None:
-        step = _number(amount, "amount")
-        with self._lock:
-            # First turn the hot path of the other threads away, then read: what they add until then is read, too.
-            self._bytes[MODE_BYTE] |= LOCKED
-            try:
-                self._put(_finite(self._load(N, N_KIND_BYTE) + step))  # type: ignore[operator]
-            finally:
-                self._bytes[MODE_BYTE] = self._mode
-        self._publish(False)
+        self._write(step=_number(amount, "amount"))
 
     # State
 
@@ -268,7 +253,8 @@ class Updater:
     def n(self) -> int | float:
         """How much is done."""
         with self._lock:
-            return self._load(N, N_KIND_BYTE)  # type: ignore[return-value]
+            n: int | float = self._load(N, N_KIND_BYTE)
+            return n
 
     @n.setter
     def n(self, value: Any) -> None:
@@ -278,7 +264,8 @@ class Updater:
     def total(self) -> int | float | None:
         """How much there is to do, None where that is unknown. Assigning a negative one is a ValueError."""
         with self._lock:
-            return self._load(TOTAL, TOTAL_KIND_BYTE)
+            total: int | float | None = self._load(TOTAL, TOTAL_KIND_BYTE)
+            return total
 
     @total.setter
     def total(self, value: Any) -> None:
@@ -299,10 +286,7 @@ class Updater:
 
     def reset(self, total: Any = None) -> None:
         """Set n to 0 and, unless it is None, the total; as in tqdm."""
-        if total is None:
-            self._write(0)
-        else:
-            self._write(0, _total(total))
+        self._write(0, _KEEP if total is None else _total(total))
 
     def refresh(self) -> None:
         """Publish now, without waiting for the interval to pass."""
@@ -342,48 +326,50 @@ class Updater:
             self._push(now)
         self.check()
 
-    def _write(self, n: Any = _KEEP, total: Any = _KEEP, status: Any = _KEEP) -> None:
-        """Change the given fields in one: a reader sees all of them or none."""
+    def _write(self, n: Any = _KEEP, total: Any = _KEEP, status: Any = _KEEP, step: Any = _KEEP) -> None:
+        """Set the given fields, or add `step` to n, in one: a reader sees all of the change or nothing of it."""
         with self._lock:
+            self._changes.append((n, total, status, step))
+            if len(self._changes) > 1:
+                return  # a signal handler or a finalizer in the midst of what follows, which sees to its change, too
+            # First turn the hot path of other threads away, then read: what they have added until then is read, too.
             self._bytes[MODE_BYTE] |= LOCKED
             try:
-                self._put(n, total, status)
+                while self._changes:
+                    self._put(*self._changes[0])
+                    del self._changes[0]
             finally:
-                self._bytes[MODE_BYTE] = self._mode
+                self._changes.clear()
+                self._unlock()
         self._publish(False)
 
-    def _put(self, n: Any = _KEEP, total: Any = _KEEP, status: Any = _KEEP) -> None:
-        # Whatever may fail comes before the sequence is odd: it would stay odd.
-        n_kind = _kind(n, "n")
-        total_kind = _kind(total, "total")
-        text = b"" if status is _KEEP else _encoded(status)
+    def _unlock(self) -> None:
+        kind = self._bytes[N_KIND_BYTE]
+        self._bytes[MODE_BYTE] = self._base_mode | (FLOATING if kind == FLOAT else WIDE if kind == BIG else 0)
 
-        sequence = self._words[SEQUENCE] | 1
-        self._words[SEQUENCE] = sequence
-        fence()
+    def _put(self, n: Any, total: Any, status: Any, step: Any) -> None:
+        if step is not _KEEP:
+            n = self._load(N, N_KIND_BYTE) + step
+        # Made apart and stored in one, so that an exception at any moment (Ctrl-C) leaves nothing half written.
+        record = bytearray(self._bytes)
         if n is not _KEEP:
-            self._store(N, N_KIND_BYTE, n, n_kind)
-            self._mode = self._mode & ~(FLOATING | WIDE) | (FLOATING if n_kind == FLOAT else WIDE if n_kind == BIG else 0)
+            _store(record, N, N_KIND_BYTE, n, "n")
         if total is not _KEEP:
-            self._store(TOTAL, TOTAL_KIND_BYTE, total, total_kind)
+            _store(record, TOTAL, TOTAL_KIND_BYTE, total, "total")
         if status is not _KEEP:
-            self._bytes[STATUS_LENGTH_BYTE] = len(text) & 255
-            self._bytes[STATUS_LENGTH_BYTE + 1] = len(text) >> 8
-            self._bytes[STATUS_BYTE : STATUS_BYTE + len(text)] = text
-        fence()
-        self._words[SEQUENCE] = sequence + 1
+            text = _encoded(status)
+            record[STATUS_LENGTH_BYTE : STATUS_LENGTH_BYTE + 2] = len(text).to_bytes(2, "little")
+            record[STATUS_BYTE : STATUS_BYTE + len(text)] = text
+        sequence = self._words[SEQUENCE] | 1
+        try:
+            self._words[SEQUENCE] = sequence
+            fence()
+            self._bytes[PHASE_BYTE:SLOT_SIZE] = record[PHASE_BYTE:SLOT_SIZE]
+            fence()
+        finally:
+            self._words[SEQUENCE] = sequence + 1
 
-    def _store(self, word: int, kind_byte: int, number: Any, kind: int) -> None:
-        self._bytes[kind_byte] = kind
-        if kind == INT:
-            self._words[word] = number
-        elif kind == FLOAT:
-            self._doubles[word] = number
-        elif kind == BIG:
-            data = number.to_bytes(NUMBER_SIZE, sys.byteorder, signed=True)
-            self._bytes[8 * word : 8 * word + NUMBER_SIZE] = data
-
-    def _load(self, word: int, kind_byte: int) -> int | float | None:
+    def _load(self, word: int, kind_byte: int) -> Any:
         kind = self._bytes[kind_byte]
         if kind == INT:
             return self._words[word]
@@ -395,33 +381,63 @@ class Updater:
 
 
 class _Iteration:
-    """What `progress(iterable)` returns when compiled."""
+    """What `progress(iterable)` returns. Each step counts the item before, whose body has finished, and fetches the next."""
 
     __slots__ = ("_counting", "_iterator", "_updater")
 
     _updater: Updater
     _iterator: Iterator[Any]
-    _counting: bool  # the loop's body has the last item; it counts when the loop comes back
+    _counting: bool  # the loop's body has an item; it counts when the loop comes back
 
     def __init__(self, updater: Updater, iterator: Iterator[Any]) -> None:
         self._updater = updater
         self._iterator = iterator
         self._counting = False
 
-    def __iter__(self) -> _Iteration:
-        return self
+    def __iter__(self) -> Iterator[Any]:
+        if cython.compiled:
+            return self
+        return self._steps()
 
     def __next__(self) -> Any:
         updater = self._updater
         if self._counting:
             self._counting = False
-            n = cython.declare(cython.longlong)
-            if updater._words[CONTROL] == 0 and pe_add(updater._words[N], 1, cython.address(n)):
-                updater._words[N] = n
+            if cython.compiled:
+                n = cython.declare(cython.longlong)
+                if updater._words[CONTROL] == 0 and pe_add(updater._words[N], 1, cython.address(n)):
+                    updater._words[N] = n
+                else:
+                    updater._add(1)
             else:
-                updater._add(1)
+                updater.update(1)
         else:
             updater.check()
         item = next(self._iterator)
         self._counting = True
         return item
+
+    if not cython.compiled:
+
+        def _steps(self) -> Iterator[Any]:
+            """The same for a `for` loop: interpreted, a generator is twice as fast."""
+            updater = self._updater
+            if self._counting:
+                self._counting = False
+                updater.update(1)
+            else:
+                updater.check()
+            for item in self._iterator:
+                try:
+                    yield item
+                except GeneratorExit:  # the loop was left in its body
+                    self._counting = True
+                    raise
+                words = updater._words  # looked up at every step: see _detach
+                try:
+                    if not words[CONTROL]:
+                        words[N] += 1
+                        continue
+                except ValueError:  # more than 64 bits
+                    pass
+                updater._add(1)

@@ -3,7 +3,7 @@
 cimport cython
 
 cdef Py_ssize_t CONTROL, SEQUENCE, N, TOTAL
-cdef Py_ssize_t CALLER_BYTE, MODE_BYTE, N_KIND_BYTE, TOTAL_KIND_BYTE, STATUS_LENGTH_BYTE, STATUS_BYTE
+cdef Py_ssize_t CALLER_BYTE, MODE_BYTE, PHASE_BYTE, N_KIND_BYTE, TOTAL_KIND_BYTE, STATUS_LENGTH_BYTE, STATUS_BYTE
 cdef int CANCEL, LOCKED, FLOATING, WIDE, PLAIN, PUSHING, INT, FLOAT, BIG, NONE
 cdef Py_ssize_t SLOT_SIZE, STATUS_SIZE, NUMBER_SIZE
 cdef long long _FLOATING_WORD
@@ -16,7 +16,8 @@ cdef class Updater:
     cdef object _bytes
     cdef object _lock
     cdef object _push
-    cdef int _mode
+    cdef object _changes
+    cdef int _base_mode
 
 
 

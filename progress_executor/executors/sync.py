@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import contextlib
+import itertools
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -16,16 +17,19 @@ from ..slots import Slot
 from ..tasks import Call, Task, takes_progress
 from .base import ProgressExecutor
 
+_numbers = itertools.count()
+
 
 class SyncTask(Task):
     """Does nothing until somebody waits for it; then it runs in that thread."""
 
-    __slots__ = ("futures", "thread")
+    __slots__ = ("futures", "number", "thread")
 
     lazy = True
 
     def __init__(self, board: Board, call: Call, futures: "dict[SyncTask, ProgressFuture[Any]]") -> None:
         super().__init__(board, call)
+        self.number = next(_numbers)
         self.futures = futures  # of the executor: all that are not done
         self.thread: int | None = None  # which runs it
 

@@ -1,0 +1,109 @@
+"""A program on a real pseudo-terminal, and what stands on its screen."""
+
+import contextlib
+import os
+import pty
+import re
+import select
+import signal
+import termios
+import time
+import warnings
+
+import pyte
+
+from .conftest import DEADLINE
+
+
+class Terminal:
+    """Runs `argv` as the leader of a session of its own, on a screen that keeps what it shows.
+
+    A context manager: what still runs at its end is killed.
+    """
+
+    def __init__(self, argv, *, env=None, cwd=None, rows=24, columns=120):
+        self.output = ""
+        self.status = None
+        self._screen = pyte.Screen(columns, rows)
+        self._stream = pyte.ByteStream(self._screen)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # a fork with threads: the child goes on to exec
+            self.pid, self._fd = pty.fork()
+        if not self.pid:
+            try:
+                termios.tcsetwinsize(0, (rows, columns))
+                os.chdir(cwd or ".")
+                os.execve(argv[0], argv, {**(env or os.environ), "TERM": "linux"})
+            finally:
+                os._exit(127)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        if self.status is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        os.close(self._fd)
+
+    @property
+    def lines(self):
+        """The lines on the screen, without trailing blanks."""
+        return [line.rstrip() for line in self._screen.display]
+
+    @property
+    def text(self):
+        return "\n".join(self.lines).rstrip()
+
+    @property
+    def column(self):
+        """Where the cursor stands, from 0."""
+        return self._screen.cursor.x
+
+    def interrupt(self):
+        """Ctrl-C: SIGINT to the whole foreground group."""
+        os.write(self._fd, b"\x03")
+
+    def wait_for(self, condition):
+        """Read until `condition(self)` holds."""
+        deadline = time.monotonic() + DEADLINE
+        while not condition(self):
+            assert self._read(deadline), f"the program has ended:\n{self.text}"
+
+    def finish(self):
+        """Read until the last process has closed the terminal; the exit status, negative for a signal."""
+        deadline = time.monotonic() + DEADLINE
+        while self._read(deadline):
+            pass
+        self.status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.status
+
+    def _read(self, deadline):
+        """Whether there is more to come."""
+        ready = select.select([self._fd], [], [], max(0, deadline - time.monotonic()))[0]
+        assert ready, f"nothing more came until the deadline:\n{self.text}"
+        try:
+            data = os.read(self._fd, 65536)
+        except OSError:  # Linux's end of file
+            return False
+        self.output += data.decode(errors="replace")
+        self._stream.feed(data)
+        return bool(data)
+
+    def processes(self):
+        """The ids of the session's living processes; Linux only."""
+        return [int(pid) for pid in os.listdir("/proc") if pid.isdecimal() and self._owns(pid)]
+
+    def _owns(self, pid):
+        try:
+            with open(f"/proc/{pid}/stat") as file:
+                state, _, _, session = file.read().rpartition(")")[2].split()[:4]
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        return int(session) == self.pid and state != "Z"
+
+    def segments(self):
+        """The shared memory that the program maps; Linux only."""
+        with open(f"/proc/{self.pid}/maps") as file:
+            return set(re.findall(r"/dev/shm/psm_\w+", file.read()))

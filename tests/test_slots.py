@@ -1,0 +1,387 @@
+"""The caller's side of a slot: consistent snapshots, and cancelling through it."""
+
+import importlib
+import multiprocessing
+import sys
+import threading
+import time
+from asyncio import CancelledError
+from contextlib import suppress
+from math import isfinite
+from multiprocessing.shared_memory import SharedMemory
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from progress_executor._speedups._layout import (
+    N_KIND_BYTE,
+    NONE,
+    NUMBER_SIZE,
+    PHASE_BYTE,
+    SEQUENCE,
+    SLOT_SIZE,
+    STARTED,
+    STARTED_AT,
+    STATUS_BYTE,
+    STATUS_LENGTH_BYTE,
+    STATUS_SIZE,
+    TOTAL,
+    TOTAL_KIND_BYTE,
+    N,
+)
+from progress_executor.slots import EMPTY, Slot
+
+from .conftest import DEADLINE, until
+
+IMPLEMENTATIONS = {
+    "python": "progress_executor._speedups._updater",
+    "cython": "progress_executor._speedups._updater_c",
+}
+PENDING = {"n": 0, "total": None, "status": "pending"}
+
+
+@pytest.fixture(params=IMPLEMENTATIONS)
+def module(request):
+    """The name of the module that has `Updater`, in each form."""
+    name = IMPLEMENTATIONS[request.param]
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if request.param == "python" or error.name != name:
+            raise
+        pytest.skip("the compiled form, _updater_c, was not built")
+    return name
+
+
+@pytest.fixture
+def updater(module):
+    return importlib.import_module(module).Updater
+
+
+@pytest.fixture
+def slot():
+    slot = Slot()
+    slot.start()
+    return slot
+
+
+@pytest.fixture
+def switching():
+    """Threads switch as often as Python can."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+def test_the_layout_has_room_for_all_its_fields():
+    assert 8 * N + NUMBER_SIZE <= 8 * TOTAL
+    assert 8 * TOTAL + NUMBER_SIZE <= STATUS_BYTE
+    assert STATUS_BYTE + STATUS_SIZE <= SLOT_SIZE
+    assert SLOT_SIZE % 64 == 0
+    assert len(EMPTY) == SLOT_SIZE
+
+
+def test_an_empty_slot_is_pending():
+    assert Slot().snapshot() == PENDING
+    assert Slot(bytearray(EMPTY)).snapshot() == PENDING
+
+
+def test_a_slot_is_pending_until_it_starts(updater):
+    slot = Slot()
+    progress = updater(slot.buffer)
+    progress.n, progress.total, progress.status = 3, 5, "x"
+    assert slot.snapshot() == PENDING
+    slot.start()
+    assert slot.snapshot() == {"n": 3, "total": 5, "status": "x"}
+
+
+def test_a_snapshot_says_running_where_the_task_says_nothing(slot, updater):
+    assert slot.snapshot() == {"n": 0, "total": None, "status": "running"}
+    progress = updater(slot.buffer)
+    progress.status = "x"
+    progress.status = ""
+    assert slot.snapshot()["status"] == "running"
+
+
+@pytest.mark.parametrize("n", [0, -1, 2**63 - 1, -(2**63), 2**63, -(2**200), 0.5, -1e300, 5e-324])
+@pytest.mark.parametrize("total", [None, 0, 7, 0.5, 2**63 - 1, 2**63, 2**255 - 1])
+def test_a_snapshot_has_the_numbers_as_they_were_written(slot, updater, n, total):
+    progress = updater(slot.buffer)
+    progress.n, progress.total = n, total
+    snapshot = slot.snapshot()
+    assert (type(snapshot["n"]), snapshot["n"]) == (type(n), n)
+    assert (type(snapshot["total"]), snapshot["total"]) == (type(total), total)
+
+
+def test_a_snapshot_does_not_change_afterwards(slot, updater):
+    progress = updater(slot.buffer)
+    progress.update(1)
+    snapshot = slot.snapshot()
+    progress.update(1)
+    assert snapshot["n"] == 1
+    snapshot["n"] = 99
+    slot.buffer.cast("q")[SEQUENCE] = 1
+    assert slot.snapshot()["n"] == 1
+
+
+def test_a_write_that_never_ends_gives_the_last_consistent_snapshot(slot, updater):
+    progress = updater(slot.buffer)
+    progress._write(3, 5, "x")
+    before = slot.snapshot()
+    progress._write(4, 6, "y")
+    slot.buffer.cast("q")[SEQUENCE] |= 1
+    assert slot.snapshot() == before == {"n": 3, "total": 5, "status": "x"}
+
+
+def test_a_write_that_never_ended_is_pending_if_there_was_no_snapshot_before(slot):
+    slot.buffer.cast("q")[SEQUENCE] = 1
+    assert slot.snapshot() == PENDING
+
+
+def test_the_next_write_ends_one_that_was_broken_off(slot, updater):
+    words = slot.buffer.cast("q")
+    words[SEQUENCE] = 7
+    updater(slot.buffer)._write(4, 6, "y")
+    assert words[SEQUENCE] == 8
+    assert slot.snapshot() == {"n": 4, "total": 6, "status": "y"}
+
+
+@pytest.mark.parametrize("field", ["n", "total", "status"])
+def test_a_write_that_fails_leaves_the_slot_readable(slot, updater, field):
+    progress = updater(slot.buffer)
+    progress._write(1, 2, "x")
+    with pytest.raises((OverflowError, TypeError)):
+        setattr(progress, field, 2**300)
+    assert slot.snapshot() == {"n": 1, "total": 2, "status": "x"}
+
+
+def check_validity(state):
+    assert set(state) == {"n", "total", "status"}
+    assert type(state["n"]) in (int, float)
+    assert isfinite(state["n"])
+    assert state["total"] is None or (type(state["total"]) in (int, float) and 0 <= state["total"] < float("inf"))
+    assert type(state["status"]) is str
+    assert state["status"].encode()
+
+
+kinds = st.integers(0, 4)
+
+
+@settings(deadline=None, max_examples=150, database=None)
+@given(
+    content=st.binary(min_size=SLOT_SIZE, max_size=SLOT_SIZE),
+    fields=st.none() | st.tuples(kinds, kinds, st.integers(0, STATUS_SIZE + 1), st.binary(max_size=STATUS_SIZE)),
+)
+def test_any_bytes_give_a_valid_state(content, fields):
+    slot = Slot(bytearray(content))
+    if fields is not None:
+        n_kind, total_kind, length, text = fields
+        slot.start()
+        slot.buffer[8 * SEQUENCE] &= 0xFE
+        slot.buffer[N_KIND_BYTE], slot.buffer[TOTAL_KIND_BYTE] = n_kind, total_kind
+        slot.buffer[STATUS_LENGTH_BYTE : STATUS_LENGTH_BYTE + 2] = length.to_bytes(2, "little")
+        slot.buffer[STATUS_BYTE : STATUS_BYTE + len(text)] = text
+    check_validity(slot.snapshot())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("word", [N, TOTAL])
+def test_numbers_that_no_updater_writes_are_not_shown(slot, updater, word, value):
+    updater(slot.buffer)._write(1.0, 2.0, "x")
+    before = slot.snapshot()
+    slot.buffer.cast("d")[word] = value
+    assert slot.snapshot() == before
+
+
+def test_a_status_longer_than_its_room_is_not_shown(slot, updater):
+    updater(slot.buffer)._write(1, 2, "x")
+    before = slot.snapshot()
+    slot.buffer[STATUS_BYTE:] = b"y" * (SLOT_SIZE - STATUS_BYTE)
+    slot.buffer[STATUS_LENGTH_BYTE : STATUS_LENGTH_BYTE + 2] = (STATUS_SIZE + 1).to_bytes(2, "little")
+    assert slot.snapshot() == before
+
+
+@pytest.mark.parametrize(("writes", "shown"), [(3, 4), (1_000_000, 1)])
+def test_a_write_during_the_reading_makes_it_read_again(slot, updater, writes, shown):
+    class Words:
+        """The words of the slot; whoever reads n finds a write right behind it."""
+
+        def __init__(self, words):
+            self.words, self.value = words, 1
+
+        def __getitem__(self, index):
+            found = self.words[index]
+            if index == N and self.value <= writes:
+                self.value += 1
+                progress._write(self.value, self.value, str(self.value))
+            return found
+
+    progress = updater(slot.buffer)
+    progress._write(1, 1, "1")
+    slot.snapshot()
+    slot._words = Words(slot._words)
+    assert slot.snapshot() == {"n": shown, "total": shown, "status": str(shown)}
+
+
+def test_cancelling_is_seen_by_the_task_and_by_the_slot(slot, updater):
+    progress = updater(slot.buffer)
+    assert not slot.cancelled
+    slot.cancel()
+    assert slot.cancelled
+    assert progress.cancelled
+    with pytest.raises(CancelledError):
+        progress.update()
+    assert slot.snapshot()["n"] == 1
+
+
+def test_clearing_makes_it_the_slot_of_a_new_task(slot, updater):
+    progress = updater(slot.buffer)
+    progress._write(2**70, 0.5, "x")
+    slot.cancel()
+    slot.snapshot()
+    progress._detach()
+    slot.clear()
+    assert bytes(slot.buffer) == EMPTY
+    assert not slot.cancelled
+    slot.buffer.cast("q")[SEQUENCE] = 1
+    assert slot.snapshot() == PENDING
+
+
+def test_a_started_slot_differs_from_an_empty_one_in_its_phase_and_the_time_only():
+    slot = Slot()
+    assert slot.started_at is None
+    slot.start()
+    assert abs(slot.started_at - time.time()) < 30
+    content = bytearray(slot.buffer)
+    assert content[PHASE_BYTE] == STARTED
+    content[PHASE_BYTE] = EMPTY[PHASE_BYTE]
+    content[8 * STARTED_AT : 8 * STARTED_AT + 8] = bytes(8)
+    assert content == EMPTY
+    assert content[TOTAL_KIND_BYTE] == NONE
+
+
+def test_releasing_lets_go_of_the_buffer():
+    buffer = bytearray(EMPTY)
+    slot = Slot(buffer)
+    slot.release()
+    buffer.append(0)
+    with pytest.raises(ValueError, match="released"):
+        slot.snapshot()
+
+
+# Reading while the task writes
+
+
+def write_alike(progress, stop):
+    """Writes in which all three fields are equal, in every form a number may have."""
+    value = 0
+    while not stop():
+        value += 1
+        for number in (value, value + 0.5, value + 2**70):
+            progress._write(number, number, str(number))
+
+
+def check_alike(state):
+    assert str(state["n"]) == str(state["total"]) == state["status"]
+    return state["n"]
+
+
+def restart(progress, stop):
+    """n is never more than total, and total belongs to the status."""
+    while not stop():
+        for size in (50, 5):
+            progress._write(0, size, str(size))
+            for _ in range(size):
+                progress.update()
+
+
+def check_restart(state):
+    assert 0 <= state["n"] <= state["total"] == int(state["status"])
+    return state["total"], state["n"]
+
+
+def iterate(progress, stop):
+    """n is never more than total."""
+    while not stop():
+        for size in (50, 5):
+            for _ in progress(range(size)):
+                pass
+            progress.reset(total=3 * size)
+            progress.update(3 * size)
+
+
+def check_iterate(state):
+    assert 0 <= state["n"] <= state["total"]
+    return state["total"], state["n"]
+
+
+WRITERS = {
+    "all fields": (write_alike, check_alike),
+    "restart": (restart, check_restart),
+    "iterate": (iterate, check_iterate),
+}
+
+
+def sample(slot, check):
+    """Check 20 000 snapshots, and more until ten of them differ."""
+    seen = set()
+    for _ in range(20_000):
+        seen.add(check(slot.snapshot()))
+    until(lambda: seen.add(check(slot.snapshot())) or len(seen) >= 10, "ten different snapshots")
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_snapshot_is_never_a_mixture_of_two_writes_of_a_thread(slot, updater, switching, name):
+    writer, check = WRITERS[name]
+    stopped, wrote = threading.Event(), threading.Event()
+
+    def write():
+        writer(progress, lambda: wrote.set() or stopped.is_set())
+
+    progress = updater(slot.buffer)
+    progress._write(1, 1, "1")
+    check(slot.snapshot())
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        assert wrote.wait(DEADLINE)
+        sample(slot, check)
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def write_in_process(module, memory, name):
+    """Writes until it is cancelled."""
+    shared = SharedMemory(memory)
+    progress = importlib.import_module(module).Updater(shared.buf)
+    with suppress(CancelledError):
+        progress._write(1, 1, "1")
+        shared.buf[PHASE_BYTE] = STARTED
+        WRITERS[name][0](progress, lambda: False)
+    progress._detach()
+    shared.close()
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_snapshot_is_never_a_mixture_of_two_writes_of_a_process(module, name):
+    check = WRITERS[name][1]
+    shared = SharedMemory(create=True, size=SLOT_SIZE)
+    slot = Slot(shared.buf[:SLOT_SIZE])
+    slot.clear()
+    process = multiprocessing.get_context("spawn").Process(target=write_in_process, args=(module, shared.name, name))
+    process.start()
+    try:
+        until(lambda: slot.snapshot() != PENDING or not process.is_alive(), "the first write")
+        sample(slot, check)
+        slot.cancel()
+        process.join(DEADLINE)
+        assert process.exitcode == 0
+    finally:
+        process.kill()
+        process.join()
+        slot.release()
+        shared.close()
+        shared.unlink()
