@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -16,6 +17,10 @@ DEADLINE = 30
 CONCURRENT = ["thread", "process"]
 KINDS = [*CONCURRENT, "sync"]
 START_METHODS = ["fork", "forkserver", "spawn"]
+
+
+# A shell ignores SIGINT in what it starts in the background, and programs inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def until(condition, what="the condition"):
