@@ -38,18 +38,22 @@ class Arena:
 
         Comes before the first worker starts: forked ones must inherit the segment, and the resource tracker with it.
         """
+        if self._memory is not None:
+            return
         with self._lock:
             if self._memory is None and not self._closed:
                 self._memory = _create(self._size * SLOT_SIZE)
-                self._slots = [Slot(self.buffer(index)) for index in range(self._size)]
                 for index in range(self._size):
                     self._free.put(index)
 
-    def buffer(self, index: int) -> memoryview:
-        """The bytes of slot `index`."""
-        assert self._memory is not None
-        assert self._memory.buf is not None
-        return self._memory.buf[index * SLOT_SIZE : (index + 1) * SLOT_SIZE]
+    def slot(self, index: int) -> Slot:
+        """Slot `index`."""
+        if not self._slots:
+            assert self._memory is not None
+            assert self._memory.buf is not None
+            view = self._memory.buf
+            self._slots = [Slot(view[at : at + SLOT_SIZE]) for at in range(0, self._size * SLOT_SIZE, SLOT_SIZE)]
+        return self._slots[index]
 
     def claim(self) -> tuple[int, Slot]:
         """A free slot, cleared. Waits for one; RuntimeError when the arena is closed meanwhile."""
@@ -58,7 +62,7 @@ class Arena:
             self._free.put(None)  # for the next one who waits
             # Not an IndexError: multiprocessing's feeder thread takes that for its own empty buffer.
             raise RuntimeError("the executor is shut down")
-        slot = self._slots[index]
+        slot = self.slot(index)
         slot.clear()
         return index, slot
 

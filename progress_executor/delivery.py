@@ -138,7 +138,7 @@ class Board:
         self.cancelling = False  # set once, when everything on the executor is to stop
 
     def pump(self, everyone: bool = False) -> None:
-        """Deliver what this thread is to deliver. Costs nothing for pending tasks, nor for running ones without callbacks.
+        """Deliver what this thread is to deliver. Pending tasks cost nothing, running ones without callbacks next to it.
 
         `everyone` is for the thread that leaves the executor: what has ended is told now, whoever watched it.
         """

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
 from concurrent.futures import BrokenExecutor, Future, InvalidStateError
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, PENDING, RUNNING
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .delivery import INTERVAL, DeliveringEvent, Feed, ProgressCallback, Ticker, waiting
 from .state import ProgressState
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from .bars import Trigger
 
 T = TypeVar("T")
+
+_UNDONE = (PENDING, RUNNING)
 
 
 class ProgressFuture(Future[T]):
@@ -33,19 +35,23 @@ class ProgressFuture(Future[T]):
     @classmethod
     def _adopt(cls, future: "Future[T]", task: Task) -> "ProgressFuture[T]":
         """Turn the plain future of `task` into one of ours."""
+        waiters = future._waiters = _Waiters()
+        waiters.task = future._task = task  # type: ignore[attr-defined]
         future.__class__ = cls
-        ours = cast("ProgressFuture[T]", future)
-        ours._task = task
-        ours._waiters = _Waiters(task)
-        Future.add_done_callback(ours, task.finish)
-        return ours
+        if future._state not in _UNDONE:
+            task.finish(future)
+        return future  # type: ignore[return-value]
+
+    def _invoke_callbacks(self) -> None:
+        self._task.finish(self)
+        super()._invoke_callbacks()  # type: ignore[misc]
 
     # Progress
 
     @property
     def state(self) -> ProgressState:
         """A snapshot of the task's progress; the final one once the future is done."""
-        if self.done():
+        if self._state not in _UNDONE:
             self._task.finish(self)
         return self._task.state()
 
@@ -89,7 +95,7 @@ class ProgressFuture(Future[T]):
         if triggers is not None and trigger is not None:
             raise TypeError("trigger is another name for triggers: give one of them")
         chosen = triggers if trigger is None else trigger
-        self.add_progress_callback(TqdmCallback(tqdm_cls, init_kwargs, chosen, self._task.started_at))
+        self.add_progress_callback(TqdmCallback(tqdm_cls, init_kwargs, chosen, self._task.since))
 
     # Cancellation
 
@@ -130,13 +136,13 @@ class ProgressFuture(Future[T]):
         """For executors. The CancelledError of a task that was asked to stop makes the future cancelled."""
         if isinstance(exception, asyncio.CancelledError) and self._task.cancel_requested:
             with self._condition:
-                if self._state not in (PENDING, RUNNING):
+                if self._state not in _UNDONE:
                     raise InvalidStateError(f"{self._state}: {self!r}")
                 self._state = CANCELLED_AND_NOTIFIED
                 for waiter in self._waiters:
                     waiter.add_cancelled(self)
                 self._condition.notify_all()
-            self._invoke_callbacks()  # type: ignore[attr-defined]
+            self._invoke_callbacks()
         elif isinstance(exception, BrokenExecutor) and self.cancelled():
             # Up to 3.12 the manager thread of a broken process pool fails all its work items, the cancelled ones too,
             # and would die here of an InvalidStateError with the futures behind this one never done.
@@ -153,7 +159,8 @@ class ProgressFuture(Future[T]):
         progress callback of this very future while it is not done.
         """
         try:
-            self._wait(timeout)
+            if self._state in _UNDONE or self._task.feed is not None:
+                self._wait(timeout)
             return super().result(0)
         finally:
             self = None  # type: ignore[assignment]  # as in the standard library: a traceback of the exception holds this frame
@@ -161,7 +168,8 @@ class ProgressFuture(Future[T]):
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What the task raised, None if it returned; waits and raises like `result`."""
         try:
-            self._wait(timeout)
+            if self._state in _UNDONE or self._task.feed is not None:
+                self._wait(timeout)
             return super().exception(0)
         finally:
             self = None  # type: ignore[assignment]
@@ -169,15 +177,16 @@ class ProgressFuture(Future[T]):
     def _wait(self, timeout: float | None) -> None:
         task = self._task
         try:
-            if not self.done():
+            if self._state in _UNDONE:
                 if task.feed is not None and task.feed.delivering_here:
                     raise RuntimeError("a progress callback cannot wait for the future that it watches")
                 for pause in waiting(timeout):
-                    task.run_here()
+                    if task.lazy:
+                        task.run_here()
                     task.board.pump()
                     self._deliver()
                     with self._condition:
-                        if self._state not in (PENDING, RUNNING):
+                        if self._state not in _UNDONE:
                             break
                         self._condition.wait(pause)
             self._deliver()
@@ -186,7 +195,7 @@ class ProgressFuture(Future[T]):
 
     def _deliver(self) -> None:
         task = self._task
-        if self.done():
+        if self._state not in _UNDONE:
             task.finish(self)
         feed = task.feed
         if feed is not None and feed.driven_by(threading.get_ident(), waits=True):
@@ -300,14 +309,13 @@ def _current_task() -> "asyncio.Task[Any] | None":
 class _Waiters(list[Any]):
     """Where `concurrent.futures.wait` and `as_completed` leave what is to be told: has them deliver while they block."""
 
-    __slots__ = ("_task",)
+    __slots__ = ("task",)
 
-    def __init__(self, task: Task) -> None:
-        self._task = task
+    task: Task
 
     def append(self, waiter: Any) -> None:
         # Called with the conditions of all the futures held, so nobody has set the event yet.
         if not isinstance(waiter.event, DeliveringEvent):
             waiter.event = DeliveringEvent()
-        waiter.event.add(self._task)
+        waiter.event.add(self.task)
         super().append(waiter)

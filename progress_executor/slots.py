@@ -7,7 +7,7 @@ any bytes give a valid state.
 import sys
 from math import isfinite
 from time import time
-from typing import Any
+from typing import Any, Self
 
 from ._speedups import fence
 from ._speedups._layout import (
@@ -51,6 +51,13 @@ class Slot:
         self._words = self.buffer.cast("q")
         self._doubles = self.buffer.cast("d")
         self._last = ProgressState(n=0, total=None, status=PENDING)
+
+    @classmethod
+    def started(cls) -> Self:
+        """A slot in memory of its own, for a task that begins now."""
+        slot = cls()
+        slot.start()
+        return slot
 
     def clear(self) -> None:
         """Make it the slot of a new task."""

@@ -8,12 +8,14 @@ import contextlib
 import inspect
 from collections.abc import Callable
 from concurrent.futures import Future
+from concurrent.futures._base import FINISHED
+from types import CodeType, FunctionType
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from .delivery import INTERVAL, Board, Feed, Ticker
 from .slots import Slot
-from .state import CANCELLED, DONE, FAILED, PENDING, ProgressState
+from .state import CANCELLED, DONE, FAILED, PENDING, RUNNING, ProgressState
 
 
 def _resolve(done: "asyncio.Future[None]") -> None:
@@ -27,18 +29,18 @@ Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 class Task:
     """What an executor's queue holds in place of the user's function. The board's lock guards all that changes."""
 
-    __slots__ = ("_final", "_started_at", "board", "call", "cancel_requested", "feed", "interval", "slot", "ticker")
+    slot: Slot | None = None  # None while it is pending; and to the end if the function takes no progress
+    cancel_requested = False
+    feed: Feed | None = None
+    ticker: Ticker | None = None
+    interval = INTERVAL
+    started_at: float | None = None
+    """When it began to run, in seconds since the epoch; a task in another process says so in its slot."""
+    _final: ProgressState | None = None
 
     def __init__(self, board: Board, call: Call) -> None:
         self.board = board
         self.call: Call | None = call  # until it has ended: a done future must not keep the arguments alive
-        self.slot: Slot | None = None
-        self.cancel_requested = False
-        self.feed: Feed | None = None
-        self.ticker: Ticker | None = None
-        self.interval = INTERVAL
-        self._final: ProgressState | None = None
-        self._started_at: float | None = None
 
     lazy = False
     """Whether it runs only when somebody waits for it, in that thread; then `number` is its place in the order."""
@@ -68,24 +70,32 @@ class Task:
         with self.board.lock:
             if self._final is not None:
                 return self._final.copy()
-            if self.slot is not None:
-                return self.slot.snapshot()
-            return ProgressState(n=0, total=None, status=PENDING)
+            return self._state()
 
-    def started_at(self) -> float | None:
+    def _state(self) -> ProgressState:
+        if self.slot is not None:
+            return self.slot.snapshot()
+        return {"n": 0, "total": None, "status": PENDING if self.started_at is None else RUNNING}
+
+    def since(self) -> float | None:
         """When it began to run, in seconds since the epoch; None if it has not, or never did."""
         with self.board.lock:
-            return self._started_at if self.slot is None else self.slot.started_at
+            return self.started_at if self.slot is None else self.slot.started_at
 
-    def start(self, slot: Slot) -> bool:
-        """It leaves for where it runs, with `slot` for its progress; False if it was cancelled and must not."""
-        with self.board.lock:
-            if self.board.cancelling:
+    def start(self, slot: Slot | None, now: float | None) -> bool:
+        """It leaves for where it runs, with `slot` for its progress; False if it was cancelled and must not.
+
+        `now` is the time if it runs at once.
+        """
+        board = self.board
+        with board.lock:
+            if board.cancelling:
                 self.cancel_requested = True
             if self.cancel_requested or self._final is not None:
                 return False
             self.slot = slot
-            self.board.running.add(self)
+            self.started_at = now
+            board.running.add(self)
             return True
 
     def request_cancel(self) -> bool:
@@ -101,25 +111,26 @@ class Task:
     def finish(self, future: "Future[Any]") -> None:
         """Keep the final state and give the slot back. `future` is done.
 
-        Called by whoever comes first: the future's done callback, or somebody who sees it done and asks for the state.
+        Called by whoever comes first: the future itself, or somebody who sees it done and asks for the state.
         """
+        if self._final is not None:
+            return
         with self.board.lock:
             if self._final is not None:
                 return
-            if self.slot is None:
-                state = ProgressState(n=0, total=None, status=PENDING)
-            else:
-                state = self.slot.snapshot()
-                self._started_at = self.slot.started_at
-            if future.cancelled():
+            state = self._state()
+            # A done future changes no more: no need for its methods, which take its lock.
+            if future._state != FINISHED:
                 state["status"] = CANCELLED
             else:
-                state["status"] = DONE if Future.exception(future, 0) is None else FAILED
-            self._final = state
-            self.slot = None
+                state["status"] = DONE if future._exception is None else FAILED
+            if self.slot is not None:
+                self.started_at = self.slot.started_at
+                self.slot = None
+                self.release_slot()
             self.call = None
-            self.release_slot()
             self.board.running.discard(self)
+            self._final = state
         if self.feed is not None:
             self.board.ended[self.feed] = None
 
@@ -127,35 +138,54 @@ class Task:
         """The slot's memory may serve another task."""
 
 
-_positions: WeakKeyDictionary[Callable[..., Any], int | None] = WeakKeyDictionary()
-
-
 def takes_progress(call: Call) -> bool:
     """Whether the function has a parameter called `progress` that the caller left to the executor."""
     fn, args, kwargs = call
+    if "progress" in kwargs:
+        return False
+    plain = type(fn) is FunctionType and not fn.__dict__
+    position = _position_in_code(fn.__code__) if plain else _position(fn)
+    return position is not None and (position < 0 or position >= len(args))
+
+
+def _position_in_code(code: CodeType) -> int | None:
+    """Where in the arguments `progress` is expected: -1 for by keyword only, None if not at all.
+
+    For plain functions: closures are made anew for each task, and `inspect.signature` takes as long as a submit.
+    """
+    if "progress" not in code.co_varnames:
+        return None
+    position = code.co_varnames.index("progress")
+    if position < code.co_posonlyargcount or position >= code.co_argcount + code.co_kwonlyargcount:
+        return None
+    return position if position < code.co_argcount else -1
+
+
+def _position(fn: Callable[..., Any]) -> int | None:
+    """The same for callables of all kinds; the answer is remembered."""
     function = getattr(fn, "__func__", fn)
     try:
         position = _positions[function]
     except KeyError:
-        position = _positions[function] = _position(function)
+        position = _positions[function] = _position_in_signature(function)
     except TypeError:  # neither hashable nor weakly referable
-        position = _position(function)
-    if position is None or "progress" in kwargs:
-        return False
-    return position < 0 or position >= len(args) + (function is not fn)
+        position = _position_in_signature(function)
+    if position is not None and position > 0 and function is not fn:
+        position -= 1  # self
+    return position
 
 
-def _position(fn: Callable[..., Any]) -> int | None:
-    """Where in the arguments `progress` is expected: -1 for by keyword only, None if not at all."""
+_positions: WeakKeyDictionary[Callable[..., Any], int | None] = WeakKeyDictionary()
+
+
+def _position_in_signature(fn: Callable[..., Any]) -> int | None:
     if "progress" in getattr(fn, "keywords", ()):  # a partial that has its own already
         return None
     try:
         parameters = inspect.signature(fn).parameters
     except (TypeError, ValueError):  # a builtin that does not tell
         return None
-    for position, parameter in enumerate(parameters.values()):
-        if parameter.name == "progress":
-            if parameter.kind is parameter.KEYWORD_ONLY:
-                return -1
-            return position if parameter.kind is parameter.POSITIONAL_OR_KEYWORD else None
-    return None
+    parameter = parameters.get("progress")
+    if parameter is None or parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+        return None
+    return -1 if parameter.kind is parameter.KEYWORD_ONLY else list(parameters).index("progress")

@@ -87,8 +87,9 @@ def report_and_wait(n, total, status, gate, progress):
     wait_for(gate)
 
 
-def kill_self(progress):
+def kill_self(gate, progress):
     progress.update(7)
+    wait_for(gate)
     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -158,15 +158,16 @@ def leave_a_thread_counting(progress):
 
 
 @needs_shm
-def test_a_worker_that_is_killed_breaks_the_pool_as_in_the_standard_library(gate):
+def test_a_worker_that_is_killed_breaks_the_pool_as_in_the_standard_library(gate, tmp_path):
     with ProcessPoolProgressExecutor(2) as executor:
         other = executor.submit(jobs.step_until, gate)
         until(lambda: other.state["n"] > 0)
-        killed = executor.submit(jobs.kill_self)
+        killed = executor.submit(jobs.kill_self, str(tmp_path / "kill"))
         pending = [executor.submit(jobs.count, 3) for _ in range(20)]
         states = watch(killed)
         cancelled = executor.submit(jobs.count, 3)
         cancelled.cancel()
+        open_gate(tmp_path / "kill")
         with pytest.raises(concurrent.futures.process.BrokenProcessPool):
             killed.result()
         assert states[-1][1] == {"n": 7, "total": None, "status": "failed"}

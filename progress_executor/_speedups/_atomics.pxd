@@ -24,7 +24,19 @@ cdef extern from *:
         *sum = a + b;
         return 1;
     }
+
+    /* The next item, or NULL with StopIteration or what the iterator raised; says whether there is one to be counted. */
+    static CYTHON_INLINE PyObject *pe_next(PyObject *iterator, int *counting) {
+        PyObject *item = Py_TYPE(iterator)->tp_iternext(iterator);
+        *counting = item != NULL;
+        if (!item && !PyErr_Occurred()) PyErr_SetNone(PyExc_StopIteration);
+        return item;
+    }
+    #define PE_CONTROL 0
+    #define PE_N 3
     """
+    Py_ssize_t PE_CONTROL, PE_N
+    object pe_next(object iterator, bint *counting)
     void pe_fence() noexcept nogil
     bint pe_small(object number, long long *value) noexcept
     bint pe_add(long long a, long long b, long long *sum) noexcept

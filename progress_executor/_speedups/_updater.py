@@ -50,7 +50,7 @@ except ModuleNotFoundError:
 
 
 if cython.compiled:
-    from cython.cimports.progress_executor._speedups._atomics import pe_add, pe_fence, pe_small
+    from cython.cimports.progress_executor._speedups._atomics import PE_CONTROL, PE_N, pe_add, pe_fence, pe_next, pe_small
 
 IMPLEMENTATION = "cython" if cython.compiled else "python"
 
@@ -222,10 +222,10 @@ class Updater:
         if cython.compiled:
             step = cython.declare(cython.longlong)
             n = cython.declare(cython.longlong)
-            control = cython.declare(cython.longlong, self._words[CONTROL])
+            control = cython.declare(cython.longlong, self._words[PE_CONTROL])
             if control == 0:
-                if pe_small(amount, cython.address(step)) and pe_add(self._words[N], step, cython.address(n)):
-                    self._words[N] = n
+                if pe_small(amount, cython.address(step)) and pe_add(self._words[PE_N], step, cython.address(n)):
+                    self._words[PE_N] = n
                     return
             elif control == _FLOATING_WORD and type(amount) is float:
                 value = cython.declare(cython.double, self._doubles[N] + cython.cast(cython.double, amount))
@@ -400,19 +400,21 @@ class _Iteration:
         return self._steps()
 
     def __next__(self) -> Any:
-        updater = self._updater
         if self._counting:
-            self._counting = False
             if cython.compiled:
                 n = cython.declare(cython.longlong)
-                if updater._words[CONTROL] == 0 and pe_add(updater._words[N], 1, cython.address(n)):
-                    updater._words[N] = n
+                if self._updater._words[PE_CONTROL] == 0 and pe_add(self._updater._words[PE_N], 1, cython.address(n)):
+                    self._updater._words[PE_N] = n
                 else:
-                    updater._add(1)
+                    self._counting = False
+                    self._updater._add(1)
             else:
-                updater.update(1)
+                self._counting = False
+                self._updater.update(1)
         else:
-            updater.check()
+            self._updater.check()
+        if cython.compiled:
+            return pe_next(self._iterator, cython.address(self._counting))
         item = next(self._iterator)
         self._counting = True
         return item

@@ -19,6 +19,9 @@ cdef class Updater:
     cdef object _changes
     cdef int _base_mode
 
+    cpdef update(self, object amount=*)
+    cpdef check(self)
+
 
 
 @cython.final

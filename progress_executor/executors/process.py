@@ -23,13 +23,12 @@ from multiprocessing import parent_process
 from multiprocessing.context import BaseContext
 from multiprocessing.reduction import ForkingPickler
 from pickle import PicklingError
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from .._speedups import Updater
 from ..arena import Arena
 from ..delivery import Board
 from ..futures import ProgressFuture
-from ..slots import Slot
 from ..tasks import Call, Task, takes_progress
 from .base import ProgressExecutor, cancel_all_if_interrupted
 
@@ -39,12 +38,12 @@ T = TypeVar("T")
 class ProcessTask(Task):
     """Claims its slot when it is pickled for a worker, in the feeder thread of the pool's call queue."""
 
-    __slots__ = ("arena", "index")
+    index: int | None = None
 
     def __init__(self, board: Board, call: Call, arena: Arena) -> None:
-        super().__init__(board, call)
+        self.board = board
+        self.call = call
         self.arena = arena
-        self.index: int | None = None
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         call = self.call
@@ -57,7 +56,7 @@ class ProcessTask(Task):
             # end of its pipe: the future would never be done.
             raise PicklingError(f"cannot pickle the call: {type(error).__name__}: {error}") from error
         index, slot = self.arena.claim()
-        if not self.start(slot):
+        if not self.start(slot, None):
             self.arena.release(index)
             return RemoteTask, (None, False, b"")
         self.index = index
@@ -86,7 +85,7 @@ class RemoteTask:
         if self.index is None:
             raise CancelledError
         assert _arena is not None
-        slot = Slot(_arena.buffer(self.index))
+        slot = _arena.slot(self.index)
         slot.start()
         if slot.cancelled:
             raise CancelledError
@@ -168,7 +167,7 @@ class ProcessPoolProgressExecutor(ProgressExecutor, ProcessPoolExecutor):
     def _enqueue(self, call: Call) -> ProgressFuture[Any]:
         self._arena.open()
         task = ProcessTask(self._board, call, self._arena)
-        return ProgressFuture._adopt(ProcessPoolExecutor.submit(self, cast("Callable[[], Any]", task)), task)
+        return ProgressFuture._adopt(ProcessPoolExecutor.submit(self, task), task)  # type: ignore[arg-type]
 
     def map(
         self, fn: Callable[..., T], *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1

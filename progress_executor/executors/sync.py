@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from time import time
 from typing import Any
 
 from .._speedups import Updater
@@ -22,8 +23,6 @@ _numbers = itertools.count()
 
 class SyncTask(Task):
     """Does nothing until somebody waits for it; then it runs in that thread."""
-
-    __slots__ = ("futures", "number", "thread")
 
     lazy = True
 
@@ -60,13 +59,12 @@ class SyncTask(Task):
 
     def _run(self) -> Any:
         call = self.call
-        slot = Slot()
-        slot.start()
-        if call is None or not self.start(slot):
+        slot = Slot.started() if call is not None and takes_progress(call) else None
+        if call is None or not self.start(slot, time()):
             raise asyncio.CancelledError
         self._push(True)
         fn, args, kwargs = call
-        if takes_progress(call):
+        if slot is not None:
             kwargs["progress"] = Updater(slot.buffer, self._push)
         return fn(*args, **kwargs)
 

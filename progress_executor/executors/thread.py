@@ -4,6 +4,7 @@ import threading
 from asyncio import CancelledError
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from time import time
 from typing import Any
 
 from .._speedups import Updater
@@ -16,16 +17,13 @@ from .base import ProgressExecutor, cancel_all_if_interrupted
 class ThreadTask(Task):
     """Runs in a worker thread of the pool."""
 
-    __slots__ = ()
-
     def __call__(self) -> Any:
         call = self.call
-        slot = Slot()
-        slot.start()
-        if call is None or not self.start(slot):
+        slot = Slot.started() if call is not None and takes_progress(call) else None
+        if call is None or not self.start(slot, time()):
             raise CancelledError
         fn, args, kwargs = call
-        if takes_progress(call):
+        if slot is not None:
             kwargs["progress"] = Updater(slot.buffer)
         return fn(*args, **kwargs)
 
