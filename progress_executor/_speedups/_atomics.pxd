@@ -26,17 +26,52 @@ cdef extern from *:
     }
 
     /* The next item, or NULL with StopIteration or what the iterator raised; says whether there is one to be counted. */
-    static CYTHON_INLINE PyObject *pe_next(PyObject *iterator, int *counting) {
-        PyObject *item = Py_TYPE(iterator)->tp_iternext(iterator);
+    static CYTHON_INLINE PyObject *pe_next(void *iterator, int *counting) {
+        PyObject *item = Py_TYPE((PyObject *)iterator)->tp_iternext((PyObject *)iterator);
         *counting = item != NULL;
         if (!item && !PyErr_Occurred()) PyErr_SetNone(PyExc_StopIteration);
         return item;
     }
+    /* PEP 590 for `progress(1)`, which Cython does not offer for its own types: tp_call has to make a tuple first. */
+    static PyObject *(*pe_update)(PyObject *, PyObject *);
+
+    static PyObject *pe_vectorcall(PyObject *self, PyObject *const *args, size_t nargsf, PyObject *kwnames) {
+        Py_ssize_t nargs = PyVectorcall_NARGS(nargsf), i;
+        PyObject *positional, *named = NULL, *result = NULL;
+        if (nargs == 1 && !kwnames && PyLong_CheckExact(args[0])) return pe_update(self, args[0]);
+        positional = PyTuple_New(nargs);
+        if (!positional) return NULL;
+        for (i = 0; i < nargs; i++) PyTuple_SET_ITEM(positional, i, Py_NewRef(args[i]));
+        if (kwnames) {
+            named = PyDict_New();
+            if (!named) goto done;
+            for (i = 0; i < PyTuple_GET_SIZE(kwnames); i++)
+                if (PyDict_SetItem(named, PyTuple_GET_ITEM(kwnames, i), args[nargs + i]) < 0) goto done;
+        }
+        result = Py_TYPE(self)->tp_call(self, positional, named);
+    done:
+        Py_DECREF(positional);
+        Py_XDECREF(named);
+        return result;
+    }
+
+    /* `field` is where `instance` has the address of pe_vectorcall. */
+    static void pe_make_vectorcallable(PyObject *instance, void **field, void *update) {
+        PyTypeObject *type = Py_TYPE(instance);
+        pe_update = (PyObject *(*)(PyObject *, PyObject *))update;
+        type->tp_vectorcall_offset = (char *)field - (char *)instance;
+        type->tp_flags |= Py_TPFLAGS_HAVE_VECTORCALL;
+        PyType_Modified(type);
+    }
+    #define PE_VECTORCALL ((void *)pe_vectorcall)
+
     #define PE_CONTROL 0
     #define PE_N 3
     """
+    void *PE_VECTORCALL
+    void pe_make_vectorcallable(object instance, void **field, void *update)
     Py_ssize_t PE_CONTROL, PE_N
-    object pe_next(object iterator, bint *counting)
+    object pe_next(void *iterator, bint *counting)
     void pe_fence() noexcept nogil
     bint pe_small(object number, long long *value) noexcept
     bint pe_add(long long a, long long b, long long *sum) noexcept

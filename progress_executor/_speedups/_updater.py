@@ -50,7 +50,16 @@ except ModuleNotFoundError:
 
 
 if cython.compiled:
-    from cython.cimports.progress_executor._speedups._atomics import PE_CONTROL, PE_N, pe_add, pe_fence, pe_next, pe_small
+    from cython.cimports.progress_executor._speedups._atomics import (
+        PE_CONTROL,
+        PE_N,
+        PE_VECTORCALL,
+        pe_add,
+        pe_fence,
+        pe_make_vectorcallable,
+        pe_next,
+        pe_small,
+    )
 
 IMPLEMENTATION = "cython" if cython.compiled else "python"
 
@@ -157,6 +166,8 @@ class Updater:
 
     def __init__(self, slot: Any = None, push: Callable[[bool], None] | None = None) -> None:
         """Executors pass the slot, a writable buffer of `SLOT_SIZE` bytes, and `push(now)`, to be called at each step."""
+        if cython.compiled:
+            self._vectorcall = PE_VECTORCALL  # type: ignore[misc]
         self._lock = RLock()
         self._changes = []
         self._push = push
@@ -414,7 +425,7 @@ class _Iteration:
         else:
             self._updater.check()
         if cython.compiled:
-            return pe_next(self._iterator, cython.address(self._counting))
+            return pe_next(cython.cast(cython.p_void, self._iterator), cython.address(self._counting))
         item = next(self._iterator)
         self._counting = True
         return item
@@ -443,3 +454,12 @@ class _Iteration:
                 except ValueError:  # more than 64 bits
                     pass
                 updater._add(1)
+
+
+def _update(updater: Updater, amount: Any) -> Any:
+    return updater.update(amount)
+
+
+if cython.compiled:
+    _any = cython.declare(Updater, Updater())
+    pe_make_vectorcallable(_any, cython.address(_any._vectorcall), cython.cast(cython.p_void, _update))

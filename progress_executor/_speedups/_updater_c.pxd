@@ -18,6 +18,7 @@ cdef class Updater:
     cdef object _push
     cdef object _changes
     cdef int _base_mode
+    cdef void *_vectorcall
 
     cpdef update(self, object amount=*)
     cpdef check(self)
@@ -29,3 +30,6 @@ cdef class _Iteration:
     cdef Updater _updater
     cdef object _iterator
     cdef bint _counting
+
+
+cdef _update(Updater updater, object amount)
