@@ -1,5 +1,6 @@
 """Fixtures: executors of every kind, and the proof after each test that it left nothing behind."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -72,10 +73,11 @@ SHM = "/dev/shm"
 
 def segments(pid=None):
     """The shared memory that process `pid` (by default this one) has created, as {name: size}; only Linux shows it."""
-    if not os.path.isdir(SHM):
-        return {}
-    prefix = f"psm_{os.getpid() if pid is None else pid}_"
-    return {name: os.stat(os.path.join(SHM, name)).st_size for name in os.listdir(SHM) if name.startswith(prefix)}
+    found = {}
+    for path in Path(SHM).glob(f"psm_{os.getpid() if pid is None else pid}_*"):
+        with contextlib.suppress(FileNotFoundError):  # just removed
+            found[path.name] = path.stat().st_size
+    return found
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ import pytest
 
 import progress_executor
 
-TOP = Path(__file__).parents[1]
+TOP = Path(os.environ.get("PROGRESS_EXECUTOR_SOURCE", Path(__file__).parents[1]))
 PACKAGES = Path(progress_executor.__file__).parents[1]
 SWITCHES = ("PROGRESS_EXECUTOR_NO_EXTENSIONS", "PROGRESS_EXECUTOR_REQUIRE_EXTENSIONS")
 unbuilt = shutil.ignore_patterns("*.so", "*.pyd", "*.c", "__pycache__")
@@ -54,6 +54,14 @@ def test_an_extension_that_cannot_be_imported_falls_back_to_the_python_form(tmp_
     shutil.copytree(PACKAGES / "progress_executor", copy, ignore=unbuilt)
     (copy / "_speedups" / "_updater_c.py").write_text("raise ImportError('of another Python')")
     assert evaluate("progress_executor.IMPLEMENTATION", path=tmp_path) == "python"
+
+
+def test_the_python_form_runs_without_cython():
+    code = (
+        "import sys; sys.modules['cython'] = None; import progress_executor as p; print(p.IMPLEMENTATION, *p.Updater()([1]))"
+    )
+    environment = {"PYTHONPATH": str(PACKAGES), "PROGRESS_EXECUTOR_NO_EXTENSIONS": "1"}
+    assert python("-P", "-c", code, environment=environment, check=True, stdout=subprocess.PIPE).stdout == "python 1\n"
 
 
 def test_a_star_import_gives_the_public_names_and_no_other():
