@@ -3,7 +3,7 @@
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test lint clean
 
 demo:  ## the demonstration: digests of the standard library's folders, one bar each
 	@$(PYTHON) -m venv .venv/demo
@@ -15,9 +15,6 @@ demo:  ## the demonstration: digests of the standard library's folders, one bar 
 
 test:  ## the tests, on every CPython from 3.11 that is found, in both implementations
 	@$(PYTHON) tests/run.py
-
-test-all:  ## the slow ones, too
-	@$(PYTHON) tests/run.py --all
 
 lint:  ## ruff and mypy --strict
 	@$(PYTHON) -m venv .venv/lint

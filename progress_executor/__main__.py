@@ -100,17 +100,21 @@ def _number_of_workers(text: str) -> int:
     return int(text)
 
 
+def _complain(message: str) -> None:
+    if sys.stderr is not None:
+        print(f"progress_executor: {message}", file=sys.stderr)
+
+
 @contextlib.contextmanager
 def _no_echo_of_ctrl_c() -> Iterator[None]:
     """The terminal's own "^C" would stand in the middle of a bar, or push it into the next row."""
-    try:
-        import termios
-
-        terminal = sys.stderr.fileno()
-        before = termios.tcgetattr(terminal)
-    except (ImportError, OSError, termios.error):  # no terminal
+    terminal = sys.stderr.fileno() if sys.stderr is not None and sys.stderr.isatty() else None
+    if terminal is None or os.name != "posix" or os.tcgetpgrp(terminal) != os.getpgrp():  # not ours to change
         yield
         return
+    import termios
+
+    before = termios.tcgetattr(terminal)
     quiet = before.copy()
     quiet[3] &= ~termios.ECHOCTL
     termios.tcsetattr(terminal, termios.TCSANOW, quiet)
@@ -135,7 +139,7 @@ def main(argv: list[str] | None = None) -> int:
     paths = options.paths or standard_library()
     for path in paths:
         if not os.path.exists(path):
-            print(f"progress_executor: no such file or folder: {path}", file=sys.stderr)
+            _complain(f"no such file or folder: {path}")
             return 2
 
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -146,7 +150,13 @@ def main(argv: list[str] | None = None) -> int:
         with _no_echo_of_ctrl_c(), EXECUTORS[options.executor](options.workers) as executor:
             for index, path in enumerate(paths):
                 future = futures[index] = executor.submit(digest_folder, path)
-                bar = {"desc": os.path.basename(path) or path, "unit": "B", "unit_scale": True, "leave": False}
+                bar = {
+                    "desc": os.path.basename(path) or path,
+                    "unit": "B",
+                    "unit_scale": True,
+                    "leave": False,
+                    "disable": sys.stderr is None,
+                }
                 future.add_tqdm_callback(init_kwargs=bar, triggers=["running"])
             wait(futures.values())
     except KeyboardInterrupt:
@@ -158,12 +168,12 @@ def main(argv: list[str] | None = None) -> int:
             continue
         digest = futures[index].result()
         for line in digest.unreadable:
-            print(f"progress_executor: cannot read {line}", file=sys.stderr)
+            _complain(f"cannot read {line}")
         unreadable = f", {len(digest.unreadable)} unreadable" if digest.unreadable else ""
         print(f"{digest.hex}  {path}: {digest.files} files, {digest.size} bytes{unreadable}")
     if status:
         done = sum(future.done() and not future.cancelled() for future in futures.values())
-        print(f"Interrupted: {done} of {len(paths)} finished, {len(paths) - done} cancelled.", file=sys.stderr)
+        _complain(f"interrupted: {done} of {len(paths)} finished, {len(paths) - done} cancelled")
     return status
 
 

@@ -17,21 +17,36 @@ from ._speedups._layout import SLOT_SIZE
 from .slots import Slot
 
 
-class Arena:
-    """Slots for the work items of one process pool; their number never changes.
+class Segment:
+    """The shared memory as a worker sees it: slots by their index."""
 
-    It is pickled for a worker (spawn, forkserver) or inherited by it (fork); there it only hands out buffers. The
-    caller's process claims and releases slots and is the only one to unlink the segment.
+    def __init__(self, size: int, memory: SharedMemory | None) -> None:
+        self._size = size
+        self._memory = memory
+        self._slots: list[Slot] = []
+
+    def slot(self, index: int) -> Slot:
+        """Slot `index`."""
+        if not self._slots:
+            assert self._memory is not None
+            assert self._memory.buf is not None
+            view = self._memory.buf
+            self._slots = [Slot(view[at : at + SLOT_SIZE]) for at in range(0, self._size * SLOT_SIZE, SLOT_SIZE)]
+        return self._slots[index]
+
+
+class Arena(Segment):
+    """The caller's side: makes the segment, claims and releases its slots, removes it. Their number never changes.
+
+    Pickled for a worker (spawn, forkserver) it becomes a `Segment`; forked ones inherit it, and use it as one.
     """
 
     def __init__(self, size: int) -> None:
-        self._size = size
+        super().__init__(size, None)
         self._owner = os.getpid()
-        self._memory: SharedMemory | None = None
         self._closed = False
-        self._slots: list[Slot] = []
         self._free: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def open(self) -> None:
         """Create the segment, unless that is done or it is too late. OSError where the machine has no room for it.
@@ -45,15 +60,6 @@ class Arena:
                 self._memory = _create(self._size * SLOT_SIZE)
                 for index in range(self._size):
                     self._free.put(index)
-
-    def slot(self, index: int) -> Slot:
-        """Slot `index`."""
-        if not self._slots:
-            assert self._memory is not None
-            assert self._memory.buf is not None
-            view = self._memory.buf
-            self._slots = [Slot(view[at : at + SLOT_SIZE]) for at in range(0, self._size * SLOT_SIZE, SLOT_SIZE)]
-        return self._slots[index]
 
     def claim(self) -> tuple[int, Slot]:
         """A free slot, cleared. Waits for one; RuntimeError when the arena is closed meanwhile."""
@@ -86,7 +92,7 @@ class Arena:
         memory.close()
         memory.unlink()
 
-    def __reduce__(self) -> tuple[Callable[[int, str], Arena], tuple[int, str]]:
+    def __reduce__(self) -> tuple[Callable[[int, str], Segment], tuple[int, str]]:
         assert self._memory is not None
         return _attached, (self._size, self._memory.name)
 
@@ -95,12 +101,21 @@ def _create(size: int) -> SharedMemory:
     # The standard library's kind of name, but it tells whose it is. Nobody can guess it; only the owner may open it.
     name = f"psm_{os.getpid()}_{secrets.token_hex(8)}"
     try:
-        return SharedMemory(name, create=True, size=size)
+        memory = SharedMemory(name, create=True, size=size)
+        try:
+            if hasattr(os, "posix_fallocate"):
+                # A segment has no memory before it is written to, and where there is none left, that kills the process.
+                os.posix_fallocate(memory._fd, 0, size)  # type: ignore[attr-defined]
+        except OSError:
+            memory.close()
+            memory.unlink()
+            raise
     except OSError as error:
         raise OSError(
             error.errno,
             f"no shared memory for the progress of the tasks ({size} bytes; /dev/shm on Linux): {error.strerror}",
         ) from error
+    return memory
 
 
 class _Attached(SharedMemory):
@@ -110,8 +125,5 @@ class _Attached(SharedMemory):
             self.close()
 
 
-def _attached(size: int, name: str) -> Arena:
-    arena = Arena(size)
-    arena._memory = _Attached(name)
-    arena._owner = 0
-    return arena
+def _attached(size: int, name: str) -> Segment:
+    return Segment(size, _Attached(name))

@@ -6,10 +6,11 @@ The only module that knows tqdm.
 import itertools
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from time import time
 from typing import Any, Literal, get_args
 
-from .state import CANCELLED, DONE, FAILED, PENDING, ProgressState
+from .state import CANCELLED, ProgressState
 
 Trigger = Literal["now", "running", "cancelled"]
 _TRIGGERS: tuple[str, ...] = get_args(Trigger)
@@ -26,7 +27,7 @@ class TqdmCallback:
         tqdm_cls: Callable[..., Any] | None,
         init_kwargs: Mapping[str, Any] | None,
         triggers: Iterable[Trigger] | None,
-        started_at: Callable[[], float | None],
+        since: Callable[[], float | None],
     ) -> None:
         if tqdm_cls is None:
             import tqdm
@@ -37,9 +38,10 @@ class TqdmCallback:
         for trigger in self._triggers:
             if trigger not in _TRIGGERS:
                 raise ValueError(f"unknown trigger {trigger!r}: a bar is made at 'now', 'running' or 'cancelled'")
-        self._make: Callable[[], Any] | None = lambda: tqdm_cls(**(init_kwargs or {}))
+        self._make: Callable[[], Any] | None = partial(tqdm_cls, **(init_kwargs or {}))
         self._bar: Any = None
-        self._started_at = started_at
+        self._since = since
+        self._clock_is_set = False
         if "now" in self._triggers:
             self._open()
 
@@ -48,22 +50,23 @@ class TqdmCallback:
         assert make is not None
         self._bar = make()
 
-    def __call__(self, old: ProgressState, new: ProgressState) -> None:
-        status = new["status"]
-        ended = status in (DONE, FAILED, CANCELLED)
+    def __call__(self, old: ProgressState, new: ProgressState, ended: bool) -> None:
+        started_at = self._since()
+        cancelled = ended and new["status"] == CANCELLED
         if self._make is not None:
-            if "running" in self._triggers and status not in (PENDING, CANCELLED):
+            if "running" in self._triggers and started_at is not None:
                 self._open()
-            elif "cancelled" in self._triggers and status == CANCELLED:
+            elif "cancelled" in self._triggers and cancelled:
                 self._open()
         if self._bar is None:
             return
-        if old["status"] == PENDING:
-            _set_clock(self._bar, self._started_at())
+        if not self._clock_is_set and started_at is not None:
+            self._clock_is_set = True
+            _set_clock(self._bar, started_at)
         try:
             self._bar.total = new["total"]
             self._bar.n = new["n"]
-            self._bar.set_postfix_str(" ".join(status.split()), refresh=False)
+            self._bar.set_postfix_str(_on_one_line(new["status"]), refresh=False)
             _draw(self._bar)
         finally:
             if ended:
@@ -71,9 +74,14 @@ class TqdmCallback:
                 _close(bar)
 
 
-def _set_clock(bar: Any, started_at: float | None) -> None:
+def _on_one_line(status: str) -> str:
+    """Without what would move the cursor."""
+    return " ".join("".join(char if char.isprintable() else " " for char in status).split())
+
+
+def _set_clock(bar: Any, started_at: float) -> None:
     """Have the bar's rate and remaining time count from the start of the task, not from its own or from the queue."""
-    if started_at is not None and _is_plain(bar):
+    if _is_plain(bar):
         bar.start_t = bar.last_print_t = bar._time() - max(0, time() - started_at)
 
 
@@ -92,11 +100,11 @@ def _close(bar: Any) -> None:
     without their knowing, one that is erased leaves a hole. Here all of them move up, each row erased before it is drawn
     anew because a longer line may have stood there.
     """
-    if not (_is_plain(bar) and bar.fp.isatty()):
+    if not (_is_plain(bar) and getattr(bar.fp, "isatty", bool)()):
         bar.close()
         return
     with bar.get_lock():
-        rows = 1 + max(abs(other.pos) for other in _live(bar))
+        rows = 1 + max((abs(other.pos) for other in _live(bar)), default=0)
         bar.close()
         pinned = {abs(other.pos): other for other in _live(bar) if other.pos < 0}
         free = (row for row in itertools.count() if row not in pinned)
@@ -115,8 +123,8 @@ def _close(bar: Any) -> None:
 
 
 def _live(bar: Any) -> list[Any]:
-    """The bars on the screen of `bar`, itself included while it is open."""
-    return [other for other in type(bar)._instances if hasattr(other, "pos") and getattr(other, "fp", None) is bar.fp]
+    """The bars on the screen of `bar`, itself included while it is open. tqdm wraps the file anew for each."""
+    return [other for other in type(bar)._instances if hasattr(other, "pos") and getattr(other, "fp", None) == bar.fp]
 
 
 def _is_plain(bar: Any) -> bool:

@@ -11,7 +11,7 @@ import logging
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from time import monotonic
 from typing import Any, Protocol
 
@@ -45,17 +45,21 @@ class Source(Protocol):
 
 
 class _Listener:
-    __slots__ = ("fn", "told")
+    __slots__ = ("fn", "knows_the_end", "told")
 
-    def __init__(self, fn: ProgressCallback) -> None:
+    def __init__(self, fn: Callable[..., object], knows_the_end: bool) -> None:
         self.fn = fn
+        self.knows_the_end = knows_the_end  # takes a third argument: a task may call its own status "done"
         self.told = ProgressState(n=0, total=None, status=PENDING)
 
-    def tell(self, state: ProgressState) -> None:
+    def tell(self, state: ProgressState, ended: bool) -> None:
         old, self.told = self.told, state.copy()
         try:
-            self.fn(old, state.copy())
-        except (Exception, asyncio.CancelledError):
+            if self.knows_the_end:
+                self.fn(old, state.copy(), ended)
+            else:
+                self.fn(old, state.copy())
+        except (Exception, asyncio.CancelledError, GeneratorExit):
             logger.exception("progress callback %r raised", self.fn)
 
 
@@ -66,12 +70,13 @@ class Feed:
         self.task = task
         self.home = threading.get_ident()  # whose waiting delivers, if no event loop watches
         self._listeners: list[_Listener] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may wait for something, too
         self._deliverer: int | None = None
         self._due = 0.0
 
-    def add(self, fn: ProgressCallback) -> None:
-        self._listeners.append(_Listener(fn))
+    def add(self, fn: Callable[..., object], knows_the_end: bool = False) -> None:
+        """Call `fn(old_state, new_state)`, or with a third argument that says whether this is the end."""
+        self._listeners.append(_Listener(fn, knows_the_end))
 
     def remove(self, fn: ProgressCallback) -> None:
         for listener in self._listeners:
@@ -120,11 +125,11 @@ class Feed:
         self._due = monotonic() + self.task.interval
         if finished:
             while self._listeners:  # taken out before the call: once is once, whatever the callback does
-                self._listeners.pop(0).tell(state)
+                self._listeners.pop(0).tell(state, True)
             return False
         for listener in tuple(self._listeners):
             if listener.told != state and listener in self._listeners:
-                listener.tell(state)
+                listener.tell(state, False)
         return self.task.finished
 
 
@@ -132,43 +137,49 @@ class Board:
     """What runs on one executor, and what ended there without having been told. Its lock guards the tasks' slots."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()  # a signal handler may cancel, or a finalizer
         self.running: set[Source] = set()
         self.ended: dict[Feed, None] = {}  # in order
         self.cancelling = False  # set once, when everything on the executor is to stop
 
-    def pump(self, everyone: bool = False) -> None:
+    def pump(self, everyone: bool = False, waited_for: Container[Source] = ()) -> None:
         """Deliver what this thread is to deliver. Pending tasks cost nothing, running ones without callbacks next to it.
 
         `everyone` is for the thread that leaves the executor: what has ended is told now, whoever watched it.
         """
         thread = threading.get_ident()
         for feed in tuple(self.ended):
-            if everyone or feed.driven_by(thread):
+            if everyone or feed.driven_by(thread, feed.task in waited_for):
                 self.conclude(feed)
         for task in tuple(self.running):
             feed_ = task.feed
-            if feed_ is not None and feed_.driven_by(thread):
+            if feed_ is not None and feed_.driven_by(thread, task in waited_for):
                 feed_.deliver()
 
     def conclude(self, feed: Feed) -> None:
         """Deliver the final state, and forget the feed unless a callback has added another one."""
-        feed.deliver()
-        if feed.empty:
-            self.ended.pop(feed, None)
+        self.ended.pop(feed, None)  # first: a callback that is added meanwhile puts it back
+        try:
+            feed.deliver()
+        finally:
+            if not feed.empty:
+                self.ended[feed] = None
 
 
 class Ticker:
-    """Looks at the boards of the watched tasks, in the thread of one event loop; asleep while it watches nothing."""
+    """Looks at the boards of the watched tasks, in the thread of one event loop, while there are any.
+
+    One per loop; it must not keep its loop alive, so it holds no handle and is forgotten when it has nothing to watch.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = weakref.ref(loop)  # the other way round it is a strong one: see `of_running_loop`
+        self._loop = weakref.ref(loop)
         self.thread = threading.get_ident()
         self.turn = asyncio.Lock()  # of tasks that run in the loop's own thread: one, then the loop, then the next
         self._watched: Counter[Board] = Counter()
         self._intervals: Counter[float] = Counter()
         self._abandoned: set[Source] = set()
-        self._handle: asyncio.TimerHandle | None = None
+        self._due: float | None = None  # when it looks next
 
     @classmethod
     def of_running_loop(cls) -> "Ticker":
@@ -186,42 +197,56 @@ class Ticker:
 
     def watch(self, task: Source, interval: float) -> None:
         """Deliver the progress of `task` from now on, at most every `interval` seconds."""
-        if task.ticker is None or not task.ticker.running:  # another loop that watches it keeps it
-            task.ticker = self
+        self._adopt(task)
         task.interval = interval
         self._watched[task.board] += 1
         self._intervals[interval] += 1
-        self._schedule(soon=True)
+        self._schedule(0)
 
     def unwatch(self, task: Source, interval: float) -> None:
         """Nobody awaits it any more."""
         _take(self._watched, task.board)
         _take(self._intervals, interval)
-        if self._handle is not None and not self._watched and not self._abandoned:
-            self._handle.cancel()
-            self._handle = None
+        self._forget_if_idle()
 
     def abandon(self, task: Source) -> None:
         """Whoever awaited it was cancelled: watch it until the final state is delivered."""
+        self._adopt(task)
         self._abandoned.add(task)
-        self._schedule()
+        self._schedule(INTERVAL)
 
-    def _schedule(self, soon: bool = False) -> None:
+    def _adopt(self, task: Source) -> None:
+        if task.ticker is None or not task.ticker.running:  # another loop that watches it keeps it
+            task.ticker = self
+
+    def _schedule(self, delay: float) -> None:
         loop = self._loop()
-        if self._handle is None and loop is not None and not loop.is_closed() and (self._watched or self._abandoned):
-            delay = 0 if soon else min(self._intervals, default=INTERVAL)
-            self._handle = loop.call_later(delay, self._tick)
+        if loop is None or loop.is_closed():
+            return
+        due = loop.time() + delay
+        if self._due is None or due < self._due:
+            self._due = due
+            loop.call_at(due, self._tick, due)
 
-    def _tick(self) -> None:
-        self._handle = None
+    def _tick(self, due: float) -> None:
+        if due != self._due:  # a later one was asked for first
+            return
+        self._due = None
         try:
             for board in {*self._watched, *(task.board for task in self._abandoned)}:
-                board.pump()
+                board.pump(waited_for=self._abandoned)
             self._abandoned = {
                 task for task in self._abandoned if not task.finished or (task.feed is not None and not task.feed.empty)
             }
         finally:  # a callback may have been hit by Ctrl-C
-            self._schedule()
+            if self._watched or self._abandoned:
+                self._schedule(min(self._intervals, default=INTERVAL))
+            self._forget_if_idle()
+
+    def _forget_if_idle(self) -> None:
+        loop = self._loop()
+        if loop is not None and not self._watched and not self._abandoned and _tickers.get(loop) is self:
+            del _tickers[loop]
 
 
 _tickers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Ticker] = weakref.WeakKeyDictionary()
@@ -238,11 +263,13 @@ class DeliveringEvent(threading.Event):
 
     def __init__(self) -> None:
         super().__init__()
+        self._tasks: set[Source] = set()
         self._boards: set[Board] = set()
         self._lazy: list[Source] = []  # as they were submitted: `wait` has the futures in a set
 
     def add(self, task: Source) -> None:
         """The future of `task` is one of those that are waited for."""
+        self._tasks.add(task)
         self._boards.add(task.board)
         if task.lazy:
             bisect.insort(self._lazy, task, key=lambda task: task.number)
@@ -251,11 +278,15 @@ class DeliveringEvent(threading.Event):
         for pause in waiting(timeout):
             while self._lazy and not self.is_set():
                 self._lazy.pop(0).run_here()
-            for board in self._boards:
-                board.pump()
+            self._pump()
             if super().wait(pause):
+                self._pump()
                 break
         return self.is_set()
+
+    def _pump(self) -> None:
+        for board in self._boards:
+            board.pump(waited_for=self._tasks)
 
 
 def waiting(timeout: float | None) -> Iterator[float]:

@@ -8,9 +8,10 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
 from concurrent.futures import BrokenExecutor, Future, InvalidStateError
-from concurrent.futures._base import CANCELLED_AND_NOTIFIED, PENDING, RUNNING
+from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from . import state as status
 from .delivery import INTERVAL, DeliveringEvent, Feed, ProgressCallback, Ticker, waiting
 from .state import ProgressState
 from .tasks import Task
@@ -38,12 +39,20 @@ class ProgressFuture(Future[T]):
         waiters = future._waiters = _Waiters()
         waiters.task = future._task = task  # type: ignore[attr-defined]
         future.__class__ = cls
-        if future._state not in _UNDONE:
-            task.finish(future)
+        if future._state == CANCELLED:  # by the pool's `shutdown`, in another thread
+            future.set_running_or_notify_cancel()
+        future._settle()  # type: ignore[attr-defined]
         return future  # type: ignore[return-value]
 
+    def _settle(self) -> None:
+        """Have the task keep its final state, if the future is done."""
+        state = self._state
+        if state not in _UNDONE:
+            # A done future changes no more: no need for its methods, which take its lock.
+            self._task.finish(status.CANCELLED if state != FINISHED else _outcome(self._exception))
+
     def _invoke_callbacks(self) -> None:
-        self._task.finish(self)
+        self._settle()  # where the pool called `set_result` before the future was ours
         super()._invoke_callbacks()  # type: ignore[misc]
 
     # Progress
@@ -51,8 +60,7 @@ class ProgressFuture(Future[T]):
     @property
     def state(self) -> ProgressState:
         """A snapshot of the task's progress; the final one once the future is done."""
-        if self._state not in _UNDONE:
-            self._task.finish(self)
+        self._settle()
         return self._task.state()
 
     def add_progress_callback(self, fn: ProgressCallback) -> None:
@@ -63,11 +71,14 @@ class ProgressFuture(Future[T]):
         """
         if not callable(fn):
             raise TypeError(f"a progress callback must be callable, not {type(fn).__name__}")
+        self._add(fn)
+
+    def _add(self, fn: Callable[..., object], knows_the_end: bool = False) -> None:
         task = self._task
         with task.board.lock:
             if task.feed is None:
                 task.feed = Feed(task)
-        task.feed.add(fn)
+        task.feed.add(fn, knows_the_end)
         if self.done():
             task.board.ended[task.feed] = None
 
@@ -95,7 +106,7 @@ class ProgressFuture(Future[T]):
         if triggers is not None and trigger is not None:
             raise TypeError("trigger is another name for triggers: give one of them")
         chosen = triggers if trigger is None else trigger
-        self.add_progress_callback(TqdmCallback(tqdm_cls, init_kwargs, chosen, self._task.since))
+        self._add(TqdmCallback(tqdm_cls, init_kwargs, chosen, self._task.since), knows_the_end=True)
 
     # Cancellation
 
@@ -120,6 +131,7 @@ class ProgressFuture(Future[T]):
         """
         cancelled = super().cancel()
         if cancelled:
+            self._settle()
             self.set_running_or_notify_cancel()
         return cancelled
 
@@ -132,9 +144,15 @@ class ProgressFuture(Future[T]):
         """Whether `cancel()` was called while that could still have an effect."""
         return self._task.cancel_requested or self.cancelled()
 
+    def set_result(self, result: T) -> None:
+        """For executors."""
+        self._task.finish(status.DONE)  # first: those who are woken deliver the final state
+        super().set_result(result)
+
     def set_exception(self, exception: BaseException | None) -> None:
         """For executors. The CancelledError of a task that was asked to stop makes the future cancelled."""
         if isinstance(exception, asyncio.CancelledError) and self._task.cancel_requested:
+            self._task.finish(status.CANCELLED)
             with self._condition:
                 if self._state not in _UNDONE:
                     raise InvalidStateError(f"{self._state}: {self!r}")
@@ -148,6 +166,7 @@ class ProgressFuture(Future[T]):
             # and would die here of an InvalidStateError with the futures behind this one never done.
             pass
         else:
+            self._task.finish(_outcome(exception))
             super().set_exception(exception)
 
     # Waiting
@@ -195,8 +214,7 @@ class ProgressFuture(Future[T]):
 
     def _deliver(self) -> None:
         task = self._task
-        if self._state not in _UNDONE:
-            task.finish(self)
+        self._settle()
         feed = task.feed
         if feed is not None and feed.driven_by(threading.get_ident(), waits=True):
             if task.finished:
@@ -297,6 +315,10 @@ class _Watch(Coroutine[Any, Any, T]):
     def __await__(self) -> Generator[Any, Any, T]:
         self._begun = True
         return self._coroutine.__await__()
+
+
+def _outcome(exception: BaseException | None) -> str:
+    return status.DONE if exception is None else status.FAILED
 
 
 def _current_task() -> "asyncio.Task[Any] | None":

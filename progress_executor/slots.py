@@ -6,7 +6,7 @@ any bytes give a valid state.
 
 import sys
 from math import isfinite
-from time import time
+from time import sleep, time
 from typing import Any, Self
 
 from ._speedups import fence
@@ -93,7 +93,7 @@ class Slot:
         not promise by itself: hence the fences. n alone may change without the sequence, in one store of 8 aligned bytes,
         which every processor that CPython runs on does whole.
         """
-        for _ in range(_MAX_TRIES):
+        for attempt in range(_MAX_TRIES):
             sequence = self._words[SEQUENCE]
             if not sequence & 1:
                 fence()
@@ -106,13 +106,17 @@ class Slot:
                     except ValueError:  # nothing that an Updater writes
                         pass
                     break
+            sleep(attempt and 1e-6 * attempt)  # a writer in a thread of this process needs the GIL to go on
         return self._last.copy()
 
     def release(self) -> None:
-        """Let go of the buffer, which cannot be closed before."""
+        """Let go of the buffer, which cannot be closed before; `snapshot` and `started_at` stay as they are."""
+        last = Slot(bytearray(self.buffer))
+        last._last = self._last
         self._words.release()
         self._doubles.release()
         self.buffer.release()
+        self.buffer, self._words, self._doubles = last.buffer, last._words, last._doubles
 
 
 def _decoded(record: bytes, n_int: int, n_double: float) -> ProgressState:

@@ -8,14 +8,14 @@ import contextlib
 import inspect
 from collections.abc import Callable
 from concurrent.futures import Future
-from concurrent.futures._base import FINISHED
-from types import CodeType, FunctionType
+from functools import partial
+from types import CodeType, FunctionType, MethodType
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from .delivery import INTERVAL, Board, Feed, Ticker
 from .slots import Slot
-from .state import CANCELLED, DONE, FAILED, PENDING, RUNNING, ProgressState
+from .state import PENDING, RUNNING, ProgressState
 
 
 def _resolve(done: "asyncio.Future[None]") -> None:
@@ -108,22 +108,15 @@ class Task:
                 self.slot.cancel()
             return True
 
-    def finish(self, future: "Future[Any]") -> None:
-        """Keep the final state and give the slot back. `future` is done.
-
-        Called by whoever comes first: the future itself, or somebody who sees it done and asks for the state.
-        """
+    def finish(self, status: str) -> None:
+        """Keep the final state, with this status, and give the slot back. The first call counts."""
         if self._final is not None:
             return
         with self.board.lock:
             if self._final is not None:
                 return
             state = self._state()
-            # A done future changes no more: no need for its methods, which take its lock.
-            if future._state != FINISHED:
-                state["status"] = CANCELLED
-            else:
-                state["status"] = DONE if future._exception is None else FAILED
+            state["status"] = status
             if self.slot is not None:
                 self.started_at = self.slot.started_at
                 self.slot = None
@@ -163,27 +156,27 @@ def _position_in_code(code: CodeType) -> int | None:
 
 def _position(fn: Callable[..., Any]) -> int | None:
     """The same for callables of all kinds; the answer is remembered."""
-    function = getattr(fn, "__func__", fn)
+    function = fn.__func__ if isinstance(fn, MethodType) else fn
     try:
         position = _positions[function]
-    except KeyError:
-        position = _positions[function] = _position_in_signature(function)
-    except TypeError:  # neither hashable nor weakly referable
+    except Exception:  # not asked before, or neither hashable nor weakly referable
         position = _position_in_signature(function)
-    if position is not None and position > 0 and function is not fn:
-        position -= 1  # self
-    return position
+        with contextlib.suppress(Exception):
+            _positions[function] = position
+    if function is fn or position is None or position < 0:
+        return position
+    return position - 1 if position else None  # self comes first
 
 
 _positions: WeakKeyDictionary[Callable[..., Any], int | None] = WeakKeyDictionary()
 
 
 def _position_in_signature(fn: Callable[..., Any]) -> int | None:
-    if "progress" in getattr(fn, "keywords", ()):  # a partial that has its own already
+    if isinstance(fn, partial) and "progress" in fn.keywords:
         return None
     try:
         parameters = inspect.signature(fn).parameters
-    except (TypeError, ValueError):  # a builtin that does not tell
+    except Exception:  # a builtin that does not tell, or an object that pretends to have everything
         return None
     parameter = parameters.get("progress")
     if parameter is None or parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):

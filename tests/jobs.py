@@ -149,3 +149,41 @@ def _cannot():
 class FailsWhenUnpickled:
     def __reduce__(self):
         return _cannot, ()
+
+
+class InterruptsWhenPickled:
+    def __reduce__(self):
+        raise KeyboardInterrupt
+
+
+class Secretive:
+    """A callable that raises IndexError where it is asked for `attribute`."""
+
+    def __init__(self, attribute):
+        self.attribute = attribute
+
+    def _reveal(self, attribute):
+        if self.attribute == attribute:
+            raise IndexError(attribute)
+
+    @property
+    def __signature__(self):
+        self._reveal("__signature__")
+
+    def __hash__(self):
+        self._reveal("__hash__")
+        return 1
+
+    def __call__(self, value):
+        return value
+
+
+def leave_a_thread_writing(progress):
+    def write():
+        for i in range(2000):
+            progress.status = str(i)
+
+    progress.n = 42
+    thread = threading.Thread(target=write)
+    thread.start()
+    time.sleep(0.001)

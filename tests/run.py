@@ -65,7 +65,6 @@ def implementation(environment: Path, env: dict[str, str]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--all", action="store_true", help="the slow tests, too")
     parser.add_argument("--only", metavar="X.Y", help="one version")
     parser.add_argument("arguments", nargs="*", help="for pytest")
     options = parser.parse_args()
@@ -90,8 +89,7 @@ def main() -> int:
             name = f"CPython {version[0]}.{version[1]}, {implementation(environment, leg)}"
             print(f"\n=== {name}", flush=True)
             command = [environment / "bin" / "python", "-X", "dev", "-m", "pytest", "-p", "no:cacheprovider"]
-            selection = [] if options.all else ["-m", "not slow"]
-            result = subprocess.run([*command, *selection, *options.arguments], cwd=environment / "run", env=leg)
+            result = subprocess.run([*command, *options.arguments], cwd=environment / "run", env=leg)
             summary.append(f"{name}: {'passed' if result.returncode == 0 else 'FAILED'}")
             status = status or result.returncode
     print("\n" + "\n".join(summary))

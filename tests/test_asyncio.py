@@ -2,7 +2,9 @@
 
 import asyncio
 import concurrent.futures
+import gc
 import threading
+import weakref
 
 import pytest
 
@@ -307,12 +309,13 @@ def test_sync_tasks_let_the_loop_do_what_fell_due_before_the_next_starts():
     asyncio.run(main())
 
 
-def test_the_ticker_sleeps_when_nothing_is_watched(pool):
-    from progress_executor.delivery import Ticker
+def test_a_loop_is_forgotten_when_nothing_is_watched(executor):
+    from progress_executor.delivery import _tickers
 
     async def main():
-        await pool.submit(jobs.count, 3)
-        assert Ticker.of_running_loop()._handle is None
+        futures = [executor.submit(jobs.count, 3) for _ in range(3)]
+        await asyncio.gather(*futures)
+        assert asyncio.get_running_loop() not in _tickers
 
     asyncio.run(main())
 
@@ -335,3 +338,80 @@ def test_watching_a_thousand_pending_futures_samples_the_running_ones_only(gate,
             await asyncio.gather(*tasks)
 
     asyncio.run(main())
+
+
+def test_the_end_of_the_loop_waits_for_who_leaves(gate):
+    states = []
+
+    async def leave():
+        async with ThreadPoolProgressExecutor(1) as executor:
+            states.append(watch(executor.submit(jobs.step_until, gate)))
+
+    async def main():
+        asyncio.get_running_loop().leaving = asyncio.create_task(leave())
+        await until_async(lambda: states and states[0])
+
+    asyncio.run(main())
+    assert states[0][-1][1]["status"] == "cancelled"
+
+
+def test_a_short_interval_is_kept_beside_a_long_one(pool, gate):
+    async def main():
+        slow, fast = pool.submit(jobs.step_until, gate), pool.submit(jobs.step_until, gate)
+        states = watch(fast)
+        watch(slow)
+        tasks = [asyncio.create_task(slow.check_for_progress(1000))]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        tasks.append(asyncio.create_task(fast.check_for_progress(0.01)))
+        await until_async(lambda: len(states) > 3)
+        open_gate(gate)
+        await asyncio.gather(*tasks)
+
+    asyncio.run(main())
+
+
+def test_a_task_cancelled_before_its_first_step_cancels_the_future_and_is_told(pool, gate):
+    async def main():
+        future = pool.submit(jobs.step_until, gate)
+        await until_async(lambda: future.state["n"] > 0)
+        states = []
+        adder = threading.Thread(target=lambda: states.append(watch(future)))
+        adder.start()
+        adder.join()
+        for awaitable in (future, future.check_for_progress()):
+            task = asyncio.create_task(awaitable)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        await until_async(lambda: states[0] and states[0][-1][1]["status"] == "cancelled")
+
+    asyncio.run(main())
+
+
+def test_loops_are_not_kept_alive():
+    loops = []
+
+    async def main():
+        loops.append(weakref.ref(asyncio.get_running_loop()))
+        with ThreadPoolProgressExecutor(2) as executor:
+            await asyncio.gather(*(executor.submit(jobs.count, 3) for _ in range(3)))
+        with SyncProgressExecutor() as executor:
+            await asyncio.gather(*(executor.submit(jobs.count, 3) for _ in range(3)))
+
+    for _ in range(3):
+        asyncio.run(main())
+    gc.collect()
+    assert not any(loop() for loop in loops)
+
+
+def test_a_failed_sync_task_that_was_asked_for_is_not_reported_again(caplog):
+    async def main():
+        async with SyncProgressExecutor() as executor:
+            future = executor.submit(jobs.fail)
+        with pytest.raises(ValueError, match="on purpose"):
+            await future
+
+    asyncio.run(main())
+    gc.collect()
+    assert not caplog.text

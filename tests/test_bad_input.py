@@ -144,3 +144,27 @@ def test_the_standard_librarys_cancelled_error_is_what_result_raises(executor):
     if future.cancel() and future.cancelled():
         with pytest.raises(concurrent.futures.CancelledError):
             future.result()
+
+
+def test_an_argument_whose_pickling_raises_no_exception_but_worse_fails_alone():
+    with ProcessPoolProgressExecutor(1) as executor:
+        with pytest.raises(pickle.PicklingError, match="KeyboardInterrupt"):
+            executor.submit(jobs.add, jobs.InterruptsWhenPickled()).result(timeout=30)
+        assert executor.submit(jobs.count, 3).result(timeout=30) == 3
+
+
+@pytest.mark.parametrize("attribute", ["__signature__", "__hash__"])
+def test_a_callable_that_does_not_tell_its_signature_is_called_without_progress(executor, attribute):
+    assert executor.submit(jobs.Secretive(attribute), 3).result(timeout=30) == 3
+
+
+def test_a_mock_can_be_submitted():
+    from unittest.mock import Mock
+
+    with make_executor("thread") as executor:
+        assert executor.submit(Mock(return_value=3)).result() == 3
+
+
+def test_an_iterable_and_an_amount():
+    with pytest.raises(TypeError, match="not both"):
+        Updater()([1], amount=2)

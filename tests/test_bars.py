@@ -1,6 +1,7 @@
 """The tqdm adapter."""
 
 import io
+import sys
 from typing import ClassVar
 
 import pytest
@@ -164,3 +165,98 @@ def test_the_time_in_the_queue_does_not_count(pool, gate):
     assert 4970 < made[0].start_t < 5000
     for blocker in blockers:
         blocker.result()
+
+
+def test_a_tasks_own_status_does_not_end_its_bar(pool, bars, gate):
+    future = pool.submit(jobs.report_and_wait, 1, 2, "done", gate)
+    future.add_tqdm_callback(RecordedBar, triggers=["now"])
+    until(lambda: future.state["status"] == "done")
+    with pytest.raises(TimeoutError):
+        future.result(timeout=0.01)
+    assert bars[0].shown[-1] == (1, 2, "done")
+    assert not bars[0].closed
+    open_gate(gate)
+    future.result()
+    assert bars[0].closed == 1
+
+
+def test_arguments_are_taken_as_they_are_when_the_bar_is_asked_for(executor, bars):
+    kwargs = {"desc": "first"}
+    future = executor.submit(jobs.count, 1)
+    future.add_tqdm_callback(RecordedBar, kwargs, triggers=["running"])
+    kwargs["desc"] = "second"
+    future.result()
+    assert bars[0].kwargs == {"desc": "first"}
+
+
+def test_a_file_that_is_no_terminal_and_does_not_say_so(executor):
+    class File:
+        def __init__(self):
+            self.text = ""
+
+        def write(self, text):
+            self.text += text
+
+    file = File()
+    future = executor.submit(jobs.count, 10)
+    future.add_tqdm_callback(tqdm.tqdm, {"file": file})
+    future.result()
+    assert "100%" in file.text
+
+
+def test_control_characters_of_a_status_do_not_reach_the_screen(pool, gate):
+    file = io.StringIO()
+    future = pool.submit(jobs.report_and_wait, 1, 2, "\x1b[2Jred\x07\n", gate)
+    future.add_tqdm_callback(tqdm.tqdm, {"file": file})
+    until(lambda: future.state["n"] == 1)
+    with pytest.raises(TimeoutError):
+        future.result(timeout=0.01)
+    open_gate(gate)
+    future.result()
+    assert "[2Jred" in file.getvalue()
+    assert "\x1b" not in file.getvalue()
+
+
+STANDING_BARS = """
+import threading, sys
+from progress_executor import *
+if {stock}:
+    import progress_executor.bars
+    progress_executor.bars._close = lambda bar: bar.close()
+def work(name, gate, progress):
+    progress(range(4)) and setattr(progress, "n", 2)
+    gate.wait()
+gates = [threading.Event() for _ in range(4)]
+with ThreadPoolProgressExecutor(4) as executor:
+    futures = [executor.submit(work, i, gate) for i, gate in enumerate(gates)]
+    for i, future in enumerate(futures):
+        future.add_tqdm_callback(init_kwargs={{"desc": f"bar{{i}}", "leave": {leave}}})
+    while not all(future.state["n"] == 2 for future in futures):
+        pass
+    futures[0].exception  # noqa
+    try:
+        futures[0].result(0.2)
+    except TimeoutError:
+        pass
+    gates[1].set()
+    futures[1].result()
+    print(end="\\x1b]0;closed\\x07", flush=True)
+    input()
+    for gate in gates:
+        gate.set()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no pseudo-terminal")
+@pytest.mark.parametrize("leave", [True, False])
+@pytest.mark.parametrize("stock", [False, True], ids=["ours", "stock tqdm, the canary"])
+def test_bars_that_stand_still_are_in_order_when_another_has_closed(leave, stock, tmp_path):
+    from .terminal import Terminal
+
+    script = tmp_path / "bars.py"
+    script.write_text(STANDING_BARS.format(stock=stock, leave=leave))
+    with Terminal([sys.executable, str(script)], columns=80) as terminal:
+        terminal.wait_for(lambda terminal: "\x1b]0;closed" in terminal.output)
+        names = [line.split(":")[0] for line in terminal.text.split("\n")]
+        in_order = names == [*["bar1"] * leave, "bar0", "bar2", "bar3"]
+        assert in_order != stock, terminal.text

@@ -132,7 +132,6 @@ def test_without_a_compiler_the_build_fails_if_the_extension_is_required(source,
     assert not built
 
 
-@pytest.mark.slow
 def test_with_a_compiler_the_build_makes_an_extension_that_is_picked(source, tmp_path):
     if not any(map(shutil.which, ("cc", "gcc", "clang"))):
         pytest.skip("there is no C compiler")

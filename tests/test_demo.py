@@ -245,7 +245,7 @@ def test_ctrl_c_says_what_was_finished_and_what_was_cancelled_and_exits_with_130
 
 
 def test_ctrl_c_prints_no_traceback(interrupted):
-    assert "Interrupted" in interrupted.output
+    assert "interrupted: " in interrupted.output
     assert not re.search(r"Traceback|Exception ignored|Warning", interrupted.output)
 
 
@@ -253,7 +253,7 @@ def test_ctrl_c_leaves_no_bar_and_each_line_starts_at_the_first_column(interrupt
     assert interrupted.column == 0
     first_words = [line.split(" ")[0] for line in interrupted.lines if line]
     assert len(first_words) == 4, interrupted.text
-    assert all(re.fullmatch(r"[0-9a-f]{64}|cancelled|Interrupted:", word) for word in first_words), interrupted.text
+    assert all(re.fullmatch(r"[0-9a-f]{64}|cancelled|progress_executor:", word) for word in first_words), interrupted.text
 
 
 @linux

@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import itertools
 import logging
+import signal
 import threading
 
 import pytest
@@ -376,3 +377,46 @@ def test_cancel_from_many_threads_at_every_moment_ends_in_one_state():
                 else:
                     assert future.result() == round_ * 10
                     assert future.state == {"n": round_ * 10, "total": round_ * 10, "status": "done"}
+
+
+def test_wait_and_as_completed_deliver_the_final_state_before_they_return(pool_kind):
+    from .conftest import make_executor
+
+    for wait in (concurrent.futures.wait, lambda fs: list(concurrent.futures.as_completed(fs))):
+        with make_executor(pool_kind) as executor:
+            future = executor.submit(jobs.count_slowly, 20, 0.001)
+            states = watch(future)
+            wait([future])
+            assert states[-1][1] == {"n": 20, "total": 20, "status": "done"}
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timer here")
+def test_a_signal_handler_may_ask_for_the_state_and_cancel(pool, gate):
+    future = pool.submit(jobs.step_until, gate)
+    future.add_progress_callback(lambda old, new: None)
+    handled = []
+
+    def handler(signum, frame):
+        handled.append(future.state)
+        if len(handled) > 200:
+            future.cancel()
+
+    before = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+    try:
+        until(lambda: future.state and len(handled) > 200)
+        with pytest.raises(concurrent.futures.CancelledError):
+            future.result()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_the_final_state_is_whole_while_threads_of_the_task_still_write(pool_kind):
+    from .conftest import make_executor
+
+    with make_executor(pool_kind) as executor:
+        for _ in range(30):
+            future = executor.submit(jobs.leave_a_thread_writing)
+            future.result()
+            assert future.state["n"] == 42

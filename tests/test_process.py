@@ -1,6 +1,8 @@
 """Process pools: slots, workers that are killed or outlive their caller, and nothing left behind."""
 
 import concurrent.futures
+import contextlib
+import errno
 import multiprocessing
 import os
 import signal
@@ -245,3 +247,167 @@ def test_workers_ignore_sigint_and_die_of_sigterm():
 def test_an_initializer_of_the_user_comes_after_ours():
     with ProcessPoolProgressExecutor(1, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_DFL)) as executor:
         assert executor.submit(signal.getsignal, signal.SIGINT).result() == signal.SIG_DFL
+
+
+def test_leaving_waits_for_tasks_also_after_a_shutdown_that_did_not(gate):
+    with ProcessPoolProgressExecutor(2) as executor:
+        futures = [executor.submit(jobs.count_slowly, 5, 0.01) for _ in range(8)]
+        executor.shutdown(wait=False)
+    assert [future.result(timeout=0) for future in futures] == [5] * 8
+
+
+def test_a_done_callback_that_waits_for_its_executor_is_told_so(caplog):
+    executor = ProcessPoolProgressExecutor(1)
+    future = executor.submit(jobs.count, 3)
+    future.add_done_callback(lambda future: executor.shutdown())
+    concurrent.futures.wait([future])
+    executor.shutdown()
+    assert not multiprocessing.active_children()
+
+
+def test_no_room_for_the_segment_is_an_error_of_submit(monkeypatch):
+    def no_room(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", no_room)
+    with ProcessPoolProgressExecutor(1) as executor:
+        with pytest.raises(OSError, match="no shared memory for the progress") as error:
+            executor.submit(jobs.add, 1)
+        assert error.value.errno == errno.ENOSPC
+        assert not segments()
+
+
+def test_a_full_dev_shm_does_not_kill_the_caller():
+    code = "from progress_executor import *\nwith ProcessPoolProgressExecutor(1) as e:\n e.submit(abs, -1)"
+    script = f"mount -t tmpfs -o size=8k tmpfs {SHM} && exec {sys.executable} -c '{code}'"
+    try:
+        result = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, timeout=30)
+    except FileNotFoundError:
+        pytest.skip("unshare is not on this machine")
+    if "unshare" in result.stderr or "mount" in result.stderr:
+        pytest.skip("this user may not mount anything")
+    assert result.returncode == 1
+    assert "Error" in result.stderr
+
+
+def test_workers_that_end_after_their_number_of_tasks_are_always_replaced():
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolProgressExecutor(2, context, max_tasks_per_child=3) as executor:
+        futures = [executor.submit(jobs.add, n) for n in range(12)]
+        assert [future.result(timeout=60) for future in futures] == list(range(1, 13))
+
+
+def test_a_task_may_fork():
+    with ProcessPoolProgressExecutor(1) as executor:
+        assert executor.submit(fork_in_a_task).result() == 0
+
+
+def fork_in_a_task():
+    pid = os.fork()
+    if not pid:
+        os._exit(0)
+    return os.waitpid(pid, 0)[1]
+
+
+def test_processes_of_the_users_own_forkserver_can_be_interrupted(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import multiprocessing, signal\n"
+        "from progress_executor import *\n"
+        "def show(): print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()))\n"
+        "if __name__ == '__main__':\n"
+        "    context = multiprocessing.get_context('forkserver')\n"
+        "    with ProcessPoolProgressExecutor(1, context) as executor: executor.submit(abs, 1).result()\n"
+        "    process = context.Process(target=show); process.start(); process.join()\n"
+    )
+    result = subprocess.run([sys.executable, script], stdout=subprocess.PIPE, text=True, timeout=60, check=True)
+    assert result.stdout == "False\n"
+
+
+SUBMITTING = """
+import multiprocessing, sys, time
+from progress_executor import *
+def work(i, progress):
+    for _ in progress(range(20)):
+        time.sleep(0.01)
+if __name__ == "__main__":
+    print("begun", flush=True)
+    while True:
+        with ProcessPoolProgressExecutor(2, multiprocessing.get_context(sys.argv[1])) as executor:
+            futures = [executor.submit(work, i) for i in range(int(sys.argv[2]))]
+            futures[0].result()
+"""
+
+
+@pytest.mark.parametrize("presses", [1, 2])
+@pytest.mark.parametrize("delay", [0.0, 0.01, 0.03, 0.1, 0.3])
+@pytest.mark.parametrize(("method", "tasks"), [("fork", 3), ("fork", 3000), ("spawn", 300)])
+def test_ctrl_c_at_any_moment_of_starting_and_submitting_ends_the_pool(method, tasks, delay, presses, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SUBMITTING)
+    arguments = [sys.executable, script, method, str(tasks)]
+    with subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as caller:
+        caller.stdout.readline()
+        for _ in range(presses):
+            time.sleep(delay)  # the moment is what is tried here
+            os.killpg(caller.pid, signal.SIGINT)
+        try:
+            _, errors = caller.communicate(timeout=30)
+        finally:
+            caller.kill()
+    assert "KeyboardInterrupt" in errors
+    until(lambda: not session(caller.pid), "the end of all processes")
+    assert not segments(caller.pid)
+
+
+def session(leader):
+    found = []
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{pid}/stat") as file:
+            state, _, _, session = file.read().rsplit(")", 1)[1].split()[:4]
+            if int(session) == leader and state != "Z":
+                found.append(int(pid))
+    return found
+
+
+LEFT_OPEN = """
+import sys, time
+from progress_executor import *
+def work(progress):
+    for _ in progress(range(int(sys.argv[2]))):
+        time.sleep(0.01)
+if __name__ == "__main__":
+    executor = globals()[sys.argv[1]](2)
+    futures = [executor.submit(work) for _ in range(3)]
+    futures[0].add_progress_callback(lambda old, new: print(new["status"], flush=True))
+"""
+
+
+@pytest.mark.parametrize("cls", ["ProcessPoolProgressExecutor", "ThreadPoolProgressExecutor"])
+def test_an_executor_left_open_at_exit_delivers_to_the_end(cls, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(LEFT_OPEN)
+    result = subprocess.run([sys.executable, script, cls, "30"], capture_output=True, text=True, timeout=60)
+    assert result.stdout.split()[-1] == "done"
+    assert not result.stderr
+
+
+@pytest.mark.parametrize("cls", ["ProcessPoolProgressExecutor", "ThreadPoolProgressExecutor"])
+def test_ctrl_c_at_exit_cancels_what_an_open_executor_still_runs(cls, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(LEFT_OPEN)
+    with subprocess.Popen(
+        [sys.executable, script, cls, "1000000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as caller:
+        assert caller.stdout.readline() == "running\n"
+        os.killpg(caller.pid, signal.SIGINT)
+        output, errors = caller.communicate(timeout=30)
+    assert output.split()[-1] == "cancelled"
+    assert not errors
+    assert not segments(caller.pid)

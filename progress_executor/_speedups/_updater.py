@@ -50,7 +50,7 @@ except ModuleNotFoundError:
 
 
 if cython.compiled:
-    from cython.cimports.progress_executor._speedups._atomics import (
+    from cython.cimports.progress_executor._speedups._c import (
         PE_CONTROL,
         PE_N,
         PE_VECTORCALL,
@@ -195,15 +195,17 @@ class Updater:
 
     # Counting
 
-    def __call__(self, iterable: Any = 1, total: Any = None, *, amount: Any = None) -> Any:
+    def __call__(self, iterable: Any = _KEEP, total: Any = None, *, amount: Any = None) -> Any:
         """Iterate over `iterable` and count, or add a number.
 
         `progress(iterable, total=None)` sets n to 0 and total to the given one, else to the iterable's length or its
         length hint, else to unknown, and returns an iterator over the items. An item counts when the loop's body for
         it has finished. `progress(amount=1)` is `progress.update(amount)`.
         """
-        if amount is not None:
-            return self.update(amount)
+        if iterable is _KEEP:
+            iterable = 1 if amount is None else amount
+        elif amount is not None:
+            raise TypeError("progress() takes an iterable or an amount, not both")
         kind = type(iterable)
         if kind is int or kind is float or not hasattr(kind, "__iter__"):
             if kind is int or hasattr(kind, "__index__") or hasattr(kind, "__float__"):
@@ -461,5 +463,6 @@ def _update(updater: Updater, amount: Any) -> Any:
 
 
 if cython.compiled:
+    assert (PE_CONTROL, PE_N) == (CONTROL, N)
     _any = cython.declare(Updater, Updater())
     pe_make_vectorcallable(_any, cython.address(_any._vectorcall), cython.cast(cython.p_void, _update))

@@ -1,6 +1,9 @@
 """`ProgressExecutor`: what the executors have in common. submit, leaving, and stopping everything on Ctrl-C."""
 
 import asyncio
+import contextlib
+import os
+import signal
 import sys
 import threading
 import weakref
@@ -16,7 +19,10 @@ from ..tasks import Call
 
 T = TypeVar("T")
 
-_executors: "weakref.WeakSet[ProgressExecutor]" = weakref.WeakSet()
+executors_to_leave: "weakref.WeakSet[ProgressExecutor]" = weakref.WeakSet()
+"""The pools, which at exit wait for their tasks."""
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=executors_to_leave.clear)  # they are the parent's
 
 
 class ProgressExecutor(Executor):
@@ -29,7 +35,6 @@ class ProgressExecutor(Executor):
 
     def _set_up(self) -> None:
         self._board = Board()
-        _executors.add(self)
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> ProgressFuture[T]:
         """Have `fn(*args, **kwargs)` run.
@@ -82,12 +87,13 @@ class ProgressExecutor(Executor):
         self._board.pump(everyone=True)
 
     def _cancel_all(self) -> None:
-        with self._board.lock:
-            self._board.cancelling = True
-            running = tuple(self._board.running)
-        for task in running:
-            task.request_cancel()
-        self._cancel_pending()
+        with SigintDeferred():
+            with self._board.lock:
+                self._board.cancelling = True
+                running = tuple(self._board.running)
+            for task in running:
+                task.request_cancel()
+            self._cancel_pending()
 
     def __enter__(self) -> Self:
         return self
@@ -107,37 +113,76 @@ class ProgressExecutor(Executor):
     ) -> None:
         if _is_interrupt(exc_type):
             self._cancel_all()
-        leaving = asyncio.ensure_future(self._leave_in_loop())
-        cancelled = None
-        while not leaving.done():
-            self._board.pump()
-            try:
-                await asyncio.wait([leaving], timeout=INTERVAL)
-            except asyncio.CancelledError as error:
-                cancelled = error
-                self._cancel_all()
+        cancelled = await self._leave_in_loop()
         self._board.pump(everyone=True)
         if cancelled is not None:
             raise cancelled
 
-    async def _leave_in_loop(self) -> None:
+    async def _leave_in_loop(self) -> asyncio.CancelledError | None:
+        """Like `_leave`, but for an event loop; cancels all tasks if it is cancelled itself, and returns that."""
         loop = asyncio.get_running_loop()
+        # No asyncio task: at the end of `asyncio.run` it would be cancelled with all others, before the workers end.
         ended = loop.create_future()
 
-        def wait_for_all() -> None:
+        def shut_down() -> None:
             self._shut_down(wait=True)
-            loop.call_soon_threadsafe(ended.set_result, None)
+            with contextlib.suppress(RuntimeError):  # the loop was closed
+                loop.call_soon_threadsafe(ended.cancel)
 
-        threading.Thread(target=wait_for_all, name="leave-executor").start()
-        await ended
+        waiter = threading.Thread(target=shut_down, name="leave-executor")
+        waiter.start()
+        cancelled = None
+        while waiter.is_alive():
+            self._board.pump()
+            try:
+                await asyncio.wait([ended], timeout=INTERVAL)
+            except asyncio.CancelledError as error:
+                cancelled = error
+                self._cancel_all()
+        return cancelled
 
 
 def _is_interrupt(exc_type: type[BaseException] | None) -> bool:
     return exc_type is not None and issubclass(exc_type, (KeyboardInterrupt, asyncio.CancelledError))
 
 
-def cancel_all_if_interrupted() -> None:
-    """At exit the standard library's pools run all that was submitted; after Ctrl-C nobody wants that."""
-    if issubclass(getattr(sys, "last_type", None) or Exception, KeyboardInterrupt):
-        for executor in _executors:
-            executor._cancel_all()
+class SigintDeferred:
+    """A context in which the main thread's handler of SIGINT is not called, but at its end, if there was one.
+
+    What starts or stops a pool must not be left half done by a KeyboardInterrupt: nobody could stop its workers any more.
+    """
+
+    def __enter__(self) -> None:
+        self._handler: Any = None
+        self._noted: tuple[Any, ...] | None = None
+        if threading.current_thread() is threading.main_thread():
+            handler = signal.getsignal(signal.SIGINT)
+            if callable(handler):
+                self._handler = handler
+                signal.signal(signal.SIGINT, self._note)
+
+    def _note(self, *signum_and_frame: Any) -> None:
+        self._noted = signum_and_frame
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._handler is not None:
+            signal.signal(signal.SIGINT, self._handler)
+            if self._noted is not None:
+                self._handler(*self._noted)
+
+
+def leave_all() -> None:
+    """At exit, wait for all executors as if each were left there, by Ctrl-C if that is why the program ends.
+
+    Registered by the modules of the pools, so that it runs before the standard library's own waiting, which would deliver no
+    progress and, after Ctrl-C, run all that was submitted.
+    """
+    # In an interactive session the last exception may be an old one.
+    interrupted = not hasattr(sys, "ps1") and issubclass(getattr(sys, "last_type", None) or Exception, KeyboardInterrupt)
+    for executor in tuple(executors_to_leave):
+        try:
+            if interrupted:
+                executor._cancel_all()
+            executor.shutdown()
+        except KeyboardInterrupt:
+            interrupted = True

@@ -9,6 +9,7 @@ cancel() --------------> slot: control -----> the next progress call raises
 done: final state read, slot released <---- result, through the pool's own queue
 """
 
+import io
 import itertools
 import os
 import signal
@@ -19,18 +20,18 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from multiprocessing import parent_process
+from multiprocessing import forkserver, parent_process
 from multiprocessing.context import BaseContext
 from multiprocessing.reduction import ForkingPickler
 from pickle import PicklingError
 from typing import Any, TypeVar
 
 from .._speedups import Updater
-from ..arena import Arena
+from ..arena import Arena, Segment
 from ..delivery import Board
 from ..futures import ProgressFuture
 from ..tasks import Call, Task, takes_progress
-from .base import ProgressExecutor, cancel_all_if_interrupted
+from .base import ProgressExecutor, SigintDeferred, executors_to_leave, leave_all
 
 T = TypeVar("T")
 
@@ -49,18 +50,21 @@ class ProcessTask(Task):
         call = self.call
         if call is None or self.cancel_requested:
             return RemoteTask, (None, False, b"")
+        payload = io.BytesIO()
         try:
-            payload = bytes(ForkingPickler.dumps(call))
-        except (IndexError, OSError) as error:
-            # The feeder thread takes an IndexError for its empty buffer and drops the work item, and one with EPIPE for the
-            # end of its pipe: the future would never be done.
+            ForkingPickler(payload).dump(call)  # apart, so that it can fail by itself, here as in the worker
+        except BaseException as error:
+            # The feeder thread takes an IndexError for its empty buffer and drops the work item, an EPIPE for the end of its
+            # pipe, and does not survive what is no Exception: this future, or all of them, would never be done.
+            if isinstance(error, Exception) and not isinstance(error, (IndexError, OSError)):
+                raise
             raise PicklingError(f"cannot pickle the call: {type(error).__name__}: {error}") from error
         index, slot = self.arena.claim()
         if not self.start(slot, None):
             self.arena.release(index)
             return RemoteTask, (None, False, b"")
         self.index = index
-        return RemoteTask, (index, takes_progress(call), payload)
+        return RemoteTask, (index, takes_progress(call), payload.getvalue())
 
     def release_slot(self) -> None:
         if self.index is not None:
@@ -100,11 +104,11 @@ class RemoteTask:
             progress._detach()
 
 
-_arena: Arena | None = None
+_arena: Segment | None = None
 """In a worker: the slots of its pool."""
 
 
-def _start_worker(arena: Arena, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> None:
+def _start_worker(arena: Segment, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> None:
     global _arena
     _arena = arena
     # Ctrl-C reaches the whole process group; the caller decides what it means. SIGTERM must end a worker, but a forked one
@@ -114,15 +118,30 @@ def _start_worker(arena: Arena, initializer: Callable[..., object] | None, inita
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    threading.Thread(target=_end_with_caller, daemon=True, name="end-with-caller").start()
+    _end_with_caller()
     if initializer is not None:
         initializer(*initargs)
 
 
 def _end_with_caller() -> None:
-    """A worker holds both ends of the call queue, so it would never see that a killed caller is gone."""
+    """Have this worker end when its caller is killed: it holds both ends of the call queue, and would wait for ever."""
     parent = parent_process()
     assert parent is not None
+    try:
+        # Where Linux can kill a process at the end of a pipe, no thread is needed, and the task may fork without a warning.
+        from fcntl import F_GETFL, F_SETFL, F_SETOWN, F_SETSIG, fcntl
+
+        fcntl(parent.sentinel, F_SETOWN, os.getpid())
+        fcntl(parent.sentinel, F_SETSIG, signal.SIGKILL)
+        fcntl(parent.sentinel, F_SETFL, fcntl(parent.sentinel, F_GETFL) | os.O_ASYNC)
+    except (ImportError, OSError, AttributeError):
+        threading.Thread(target=_exit_after, args=(parent,), daemon=True, name="end-with-caller").start()
+    else:
+        if not parent.is_alive():
+            os._exit(1)
+
+
+def _exit_after(parent: Any) -> None:
     parent.join()
     os._exit(1)
 
@@ -160,13 +179,19 @@ class ProcessPoolProgressExecutor(ProgressExecutor, ProcessPoolExecutor):
         ProcessPoolExecutor.__init__(self, max_workers, mp_context, max_tasks_per_child=max_tasks_per_child)
         # Twice what workers and call queue hold: finished tasks keep their slots until the manager thread hears of them.
         self._arena = Arena(4 * self._max_workers + 4)  # type: ignore[attr-defined]
+        self._manager: weakref.ref[threading.Thread] | None = None
         self._initializer = _start_worker
         self._initargs = (self._arena, initializer, initargs)
         self._set_up()
+        executors_to_leave.add(self)
 
     def _enqueue(self, call: Call) -> ProgressFuture[Any]:
-        self._arena.open()
         task = ProcessTask(self._board, call, self._arena)
+        with SigintDeferred():
+            return self._start(task)
+
+    def _start(self, task: ProcessTask) -> ProgressFuture[Any]:
+        self._arena.open()
         return ProgressFuture._adopt(ProcessPoolExecutor.submit(self, task), task)  # type: ignore[arg-type]
 
     def map(
@@ -183,20 +208,41 @@ class ProcessPoolProgressExecutor(ProgressExecutor, ProcessPoolExecutor):
         return itertools.chain.from_iterable(results)
 
     def _spawn_process(self) -> None:
+        if self._mp_context.get_start_method() == "forkserver":  # type: ignore[union-attr]
+            # It serves others, too, whose processes must not begin with SIGINT blocked.
+            forkserver.ensure_running()
         with _sigint_blocked():
             super()._spawn_process()  # type: ignore[misc]
 
+    def _adjust_process_count(self) -> None:
+        if self._max_tasks_per_child is None:  # type: ignore[attr-defined]
+            super()._adjust_process_count()
+        elif len(self._processes) < self._max_workers:  # type: ignore[attr-defined]
+            # The standard library takes a worker that has reached its number of tasks for an idle one, starts none in its
+            # place, and waits for ever (CPython issue 115634).
+            self._spawn_process()
+
     def _start_executor_manager_thread(self) -> None:
-        if self._executor_manager_thread is None:
+        if self._manager is None:
             super()._start_executor_manager_thread()
             # Its end is the end of the pool, also when nobody waits for it or the executor is simply dropped.
-            weakref.finalize(self._executor_manager_thread, self._arena.close)
+            manager: Any = self._executor_manager_thread
+            self._manager = weakref.ref(manager)
+            weakref.finalize(manager, self._arena.close)
+
+    def _leave(self) -> None:
+        if self._manager is not None and self._manager() is threading.current_thread():
+            raise RuntimeError("a done callback cannot wait for its own executor to end")
+        super()._leave()
 
     def _shut_down(self, wait: bool) -> None:
-        used = self._executor_manager_thread is not None
         ProcessPoolExecutor.shutdown(self, wait=wait)
-        if wait or not used:
-            self._arena.close()
+        manager = None if self._manager is None else self._manager()
+        if manager is not None:
+            if not wait:
+                return
+            manager.join()  # after an earlier shutdown(wait=False), the standard library does not know it any more
+        self._arena.close()
 
     def _cancel_pending(self) -> None:
         # The standard library's cancel_futures would call `cancel()` of running tasks, too, and forget those that say True.
@@ -212,4 +258,4 @@ def _run_chunk(fn: Callable[..., T], chunk: list[tuple[Any, ...]], progress: Upd
     return [fn(*args, progress=progress) for args in chunk]
 
 
-threading._register_atexit(cancel_all_if_interrupted)  # type: ignore[attr-defined]
+threading._register_atexit(leave_all)  # type: ignore[attr-defined]

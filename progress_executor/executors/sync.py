@@ -85,8 +85,8 @@ class SyncTask(Task):
         finally:
             del future  # see `ProgressFuture.result`
 
-    def finish(self, future: "Future[Any]") -> None:
-        super().finish(future)
+    def finish(self, status: str) -> None:
+        super().finish(status)
         self.futures.pop(self, None)
 
 
@@ -156,10 +156,16 @@ class SyncProgressExecutor(ProgressExecutor):
                 task.run_here()
                 concurrent.futures.wait([future])  # unless another thread runs it, it is done
 
-    async def _leave_in_loop(self) -> None:
+    async def _leave_in_loop(self) -> asyncio.CancelledError | None:
         self._closed = True
-        for future in tuple(self._futures.values()):
-            await asyncio.wait([asyncio.ensure_future(future)])
+        cancelled = None
+        while self._futures:
+            try:
+                await asyncio.gather(*self._futures.values(), return_exceptions=True)
+            except asyncio.CancelledError as error:
+                cancelled = error
+                self._cancel_all()
+        return cancelled
 
     def _cancel_pending(self) -> None:
         for future in tuple(self._futures.values()):

@@ -11,7 +11,7 @@ from .._speedups import Updater
 from ..futures import ProgressFuture
 from ..slots import Slot
 from ..tasks import Call, Task, takes_progress
-from .base import ProgressExecutor, cancel_all_if_interrupted
+from .base import ProgressExecutor, executors_to_leave, leave_all
 
 
 class ThreadTask(Task):
@@ -40,6 +40,7 @@ class ThreadPoolProgressExecutor(ProgressExecutor, ThreadPoolExecutor):
     ) -> None:
         ThreadPoolExecutor.__init__(self, max_workers, thread_name_prefix, initializer, initargs)
         self._set_up()
+        executors_to_leave.add(self)
 
     def _enqueue(self, call: Call) -> ProgressFuture[Any]:
         task = ThreadTask(self._board, call)
@@ -58,4 +59,4 @@ class ThreadPoolProgressExecutor(ProgressExecutor, ThreadPoolExecutor):
 
 
 # Later than the standard library's own hook is registered, so that it runs before it.
-threading._register_atexit(cancel_all_if_interrupted)  # type: ignore[attr-defined]
+threading._register_atexit(leave_all)  # type: ignore[attr-defined]

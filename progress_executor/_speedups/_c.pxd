@@ -10,7 +10,7 @@ cdef extern from *:
     #define pe_fence() __atomic_thread_fence(__ATOMIC_SEQ_CST)
     #endif
 
-    /* The value of an exact int that is small enough for `slot + value` never to overflow where the slot is small too. */
+    /* The value of an exact int that fits a long long; 0 for all else. */
     static CYTHON_INLINE int pe_small(PyObject *number, long long *value) {
         int overflow;
         if (!PyLong_CheckExact(number)) return 0;
@@ -65,6 +65,7 @@ cdef extern from *:
     }
     #define PE_VECTORCALL ((void *)pe_vectorcall)
 
+    /* CONTROL and N of _layout.py, as constants; _updater.py checks that they agree. */
     #define PE_CONTROL 0
     #define PE_N 3
     """
