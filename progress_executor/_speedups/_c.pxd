@@ -10,12 +10,30 @@ cdef extern from *:
     #define pe_fence() __atomic_thread_fence(__ATOMIC_SEQ_CST)
     #endif
 
-    /* The value of an exact int that fits a long long; 0 for all else. */
+    /* The value of an int, or of what has __index__ (NumPy's integers), that fits a long long; 0 for all else. */
     static CYTHON_INLINE int pe_small(PyObject *number, long long *value) {
         int overflow;
-        if (!PyLong_CheckExact(number)) return 0;
+        if (!PyLong_CheckExact(number)) {
+            PyObject *exact;
+            if (!PyIndex_Check(number)) return 0;
+            exact = PyNumber_Index(number);
+            if (!exact) {
+                PyErr_Clear();  /* the slow path looks again, and complains */
+                return 0;
+            }
+            *value = PyLong_AsLongLongAndOverflow(exact, &overflow);
+            Py_DECREF(exact);
+            return !overflow;
+        }
         *value = PyLong_AsLongLongAndOverflow(number, &overflow);
         return !overflow;
+    }
+
+    /* The value of a float; 0 for all else. */
+    static CYTHON_INLINE int pe_double(PyObject *number, double *value) {
+        if (!PyFloat_Check(number)) return 0;
+        *value = PyFloat_AS_DOUBLE(number);
+        return 1;
     }
 
     /* a + b into *sum, or 0 where a long long cannot hold it. */
@@ -75,4 +93,5 @@ cdef extern from *:
     object pe_next(void *iterator, bint *counting)
     void pe_fence() noexcept nogil
     bint pe_small(object number, long long *value) noexcept
+    bint pe_double(object number, double *value) noexcept
     bint pe_add(long long a, long long b, long long *sum) noexcept

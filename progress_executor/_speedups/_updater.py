@@ -55,6 +55,7 @@ if cython.compiled:
         PE_N,
         PE_VECTORCALL,
         pe_add,
+        pe_double,
         pe_fence,
         pe_make_vectorcallable,
         pe_next,
@@ -155,13 +156,14 @@ class Updater:
     """
 
     # Three views of the same bytes; _updater_c.pxd has the C types of the fields.
-    __slots__ = ("_base_mode", "_bytes", "_changes", "_doubles", "_lock", "_push", "_words")
+    __slots__ = ("_base_mode", "_bytes", "_changes", "_doubles", "_lock", "_n", "_push", "_words")
 
     _words: memoryview[int]
     _doubles: memoryview[float]
     _bytes: memoryview[int]
     _push: Callable[[bool], None] | None
     _base_mode: int
+    _n: int  # what the hot path has stored last: interpreted, a field is read faster than a memoryview
     _changes: list[tuple[Any, Any, Any, Any]]
 
     def __init__(self, slot: Any = None, push: Callable[[bool], None] | None = None) -> None:
@@ -235,26 +237,17 @@ class Updater:
         if cython.compiled:
             step = cython.declare(cython.longlong)
             n = cython.declare(cython.longlong)
-            control = cython.declare(cython.longlong, self._words[PE_CONTROL])
-            if control == 0:
-                if pe_small(amount, cython.address(step)) and pe_add(self._words[PE_N], step, cython.address(n)):
+            value = cython.declare(cython.double)
+            # First the conversion: __index__ may run Python code, and nothing may come between test and store.
+            if pe_small(amount, cython.address(step)):
+                if self._words[PE_CONTROL] == 0 and pe_add(self._words[PE_N], step, cython.address(n)):
                     self._words[PE_N] = n
                     return
-            elif control == _FLOATING_WORD and type(amount) is float:
-                value = cython.declare(cython.double, self._doubles[N] + cython.cast(cython.double, amount))
+            elif self._words[PE_CONTROL] == _FLOATING_WORD and pe_double(amount, cython.address(value)):
+                value += self._doubles[N]
                 if isfinite(value):
                     self._doubles[N] = value
                     return
-        elif type(amount) is int:
-            # The GIL is offered at calls and backward jumps only (CPython 3.11 to 3.13): nothing comes between the test
-            # of the control word and the store.
-            words = self._words
-            try:
-                if not words[CONTROL]:
-                    words[N] += amount
-                    return
-            except ValueError:  # more than 64 bits
-                pass
         self._add(amount)
 
     def _add(self, amount: Any) -> None:
@@ -358,6 +351,7 @@ class Updater:
 
     def _unlock(self) -> None:
         kind = self._bytes[N_KIND_BYTE]
+        self._n = self._words[N]
         self._bytes[MODE_BYTE] = self._base_mode | (FLOATING if kind == FLOAT else WIDE if kind == BIG else 0)
 
     def _put(self, n: Any, total: Any, status: Any, step: Any) -> None:
@@ -451,7 +445,9 @@ class _Iteration:
                 words = updater._words  # looked up at every step: see _detach
                 try:
                     if not words[CONTROL]:
-                        words[N] += 1
+                        n = updater._n + 1
+                        words[N] = n
+                        updater._n = n
                         continue
                 except ValueError:  # more than 64 bits
                     pass
@@ -466,3 +462,33 @@ if cython.compiled:
     assert (PE_CONTROL, PE_N) == (CONTROL, N)
     _any = cython.declare(Updater, Updater())
     pe_make_vectorcallable(_any, cython.address(_any._vectorcall), cython.cast(cython.p_void, _update))
+
+
+def _interpreted_update(self: Updater, amount: Any = 1) -> None:
+    # The GIL is offered at calls and backward jumps only (CPython 3.11 to 3.13): nothing comes between the test
+    # of the control word and the store.
+    words = self._words
+    try:
+        if not words[CONTROL]:
+            if amount.__class__ is int:
+                n = self._n + amount
+                words[N] = n
+                self._n = n
+                return
+        elif words[CONTROL] == _FLOATING_WORD and type(amount) is float:
+            doubles = self._doubles
+            total = doubles[N] + amount
+            if total - total == 0.0 and words[CONTROL] == _FLOATING_WORD:  # isfinite() would be a call
+                doubles[N] = total
+                return
+    except ValueError:  # more than 64 bits
+        pass
+    self._add(amount)
+
+
+if not cython.compiled:
+    # In a function of its own it need not ask, at each call, which form it is.
+    _interpreted_update.__doc__ = Updater.update.__doc__
+    _interpreted_update.__name__ = "update"
+    _interpreted_update.__qualname__ = "Updater.update"
+    Updater.update = _interpreted_update  # type: ignore[method-assign]

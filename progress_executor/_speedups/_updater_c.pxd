@@ -18,6 +18,7 @@ cdef class Updater:
     cdef object _push
     cdef object _changes
     cdef int _base_mode
+    cdef long long _n
     cdef void *_vectorcall
 
     cpdef update(self, object amount=*)
