@@ -3,7 +3,7 @@
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: demo test lint clean
+.PHONY: demo test bench gate lint clean
 
 demo:  ## the demonstration: digests of the standard library's folders, one bar each
 	@$(PYTHON) -m venv .venv/demo
@@ -15,6 +15,12 @@ demo:  ## the demonstration: digests of the standard library's folders, one bar 
 
 test:  ## the tests, on every CPython from 3.11 that is found, in both implementations
 	@$(PYTHON) tests/run.py
+
+bench:  ## ours and its peers in one table; renews bench/results.json and docs/bench.svg
+	@$(PYTHON) bench/compare.py
+
+gate:  ## instructions and calls against bench/baseline.json
+	@$(PYTHON) bench/gate.py
 
 lint:  ## ruff and mypy --strict
 	@$(PYTHON) -m venv .venv/lint

@@ -1,0 +1,36 @@
+"""What the benchmarks submit: in a module of its own, so that a spawned worker need not import more than this."""
+
+import random
+import time
+from asyncio import CancelledError
+from typing import Any
+
+
+def nothing() -> None:
+    pass
+
+
+def nothing_for(_: Any) -> None:
+    """The same for a `map`."""
+
+
+def notice(progress: Any) -> float:
+    """Steps of 1 ms until it is cancelled; returns when it noticed.
+
+    The monotonic clock is the machine's on the systems that we support, so another process may subtract.
+    """
+    try:
+        for _ in progress(range(10_000)):
+            time.sleep(0.001)
+    except CancelledError:
+        pass
+    return time.monotonic()
+
+
+def write(count: int, seed: int, progress: Any) -> None:
+    """Write the time `count` times, at moments that have nothing to do with the interval of those who look."""
+    chance = random.Random(seed)
+    for _ in range(count):
+        time.sleep(chance.uniform(0.15, 0.25))
+        progress.n = time.monotonic()
+    time.sleep(0.15)

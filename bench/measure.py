@@ -1,0 +1,530 @@
+"""All the measurements of one interpreter, as JSON. Runs in an environment that has the package and its peers."""
+
+import argparse
+import contextlib
+import importlib.metadata
+import io
+import itertools
+import json
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jobs
+import tasks
+from timing import Remote, Sample, calling, interleaved, row, timed, timed_iteration
+
+import progress_executor
+from progress_executor._speedups import _updater
+
+try:
+    from progress_executor._speedups import _updater_c
+except ImportError:  # then it is said in the table
+    _updater_c = None  # type: ignore[assignment]
+
+COMPILED = "ours compiled"
+INTERPRETED = "ours interpreted"
+LIBRARY = "standard library"
+ORIGINAL = "original 0.5"
+PEERS = {
+    "tqdm": "tqdm",
+    "rich": "rich",
+    "alive-progress": "alive_progress",
+    "progressbar2": "progressbar",
+    "enlighten": "enlighten",
+    "mpire": "mpire",
+    "pebble": "pebble",
+    "loky": "loky",
+}
+MANY = 10**9  # a total that no sample reaches
+
+Rows = list[dict[str, Any]]
+
+
+class Session:
+    """How long to measure, with whom, and what is not there."""
+
+    def __init__(self, quick: bool, share: float, original: str | None, why_not: str) -> None:
+        self.quick = quick
+        self.share = 0.2 if quick else share
+        self.missing: dict[str, str] = {}
+        self.ours_interpreted = Remote(
+            sys.executable, Path(__file__).with_name("tasks.py"), PROGRESS_EXECUTOR_NO_EXTENSIONS="1"
+        )
+        self.original = Remote(original, Path(__file__).with_name("original.py")) if original else None
+        if original is None:
+            self.missing[ORIGINAL] = why_not
+        if _updater_c is None:
+            self.missing[COMPILED] = "the extension is not built"
+        for peer, module in PEERS.items():
+            try:
+                __import__(module)
+            except Exception as error:
+                self.missing[peer] = f"{type(error).__name__}: {error}"
+
+    @property
+    def sample_seconds(self) -> float:
+        return 0.004 if self.quick else 0.015
+
+    @property
+    def items(self) -> int:
+        return 10_000 if self.quick else 50_000
+
+    def row(self, title: str, unit: str, contenders: dict[str, Sample], seconds: float, **about: Any) -> dict[str, Any]:
+        """Measure a row, without those who are missing."""
+        present = {name: sample for name, sample in contenders.items() if name not in self.missing}
+        samples, errors = interleaved(present, seconds * self.share, 5 if self.share == 1 else 3)
+        errors |= {name: self.missing[name] for name in contenders if name in self.missing}
+        return row(title, unit, samples, errors, **about)
+
+    def close(self) -> None:
+        tasks.close()
+        with contextlib.suppress(RuntimeError):
+            self.ours_interpreted("close")
+        self.ours_interpreted.close()
+        if self.original is not None:
+            self.original.close()
+
+
+def updaters() -> dict[str, Any]:
+    found: dict[str, Any] = {INTERPRETED: _updater.Updater}
+    return found if _updater_c is None else {COMPILED: _updater_c.Updater, **found}
+
+
+# ns per step. The bars write into memory, as if it were a terminal or a file: whichever of the two they draw for.
+
+
+def _rich_console() -> Any:
+    from rich.console import Console
+
+    return Console(file=io.StringIO(), force_terminal=True)
+
+
+def iterating_peers() -> dict[str, Callable[[Any, int], Any]]:
+    """How each of the peers wraps an iterable of so many items."""
+
+    def tqdm(items: Any, count: int) -> Any:
+        from tqdm import tqdm
+
+        return tqdm(items, total=count, file=io.StringIO())
+
+    def rich(items: Any, count: int) -> Any:
+        from rich.progress import track
+
+        return track(items, total=count, console=_rich_console())
+
+    def alive(items: Any, count: int) -> Any:
+        from alive_progress import alive_it
+
+        return alive_it(items, count, file=io.StringIO(), force_tty=True)
+
+    def progressbar2(items: Any, count: int) -> Any:
+        import progressbar
+
+        return progressbar.progressbar(items, max_value=count, fd=io.StringIO())
+
+    def enlighten(items: Any, count: int) -> Any:
+        import enlighten
+
+        return enlighten.Manager(stream=io.StringIO(), enabled=True).counter(total=count)(items)
+
+    return {"tqdm": tqdm, "rich": rich, "alive-progress": alive, "progressbar2": progressbar2, "enlighten": enlighten}
+
+
+@contextlib.contextmanager
+def updating_peers(missing: dict[str, str]) -> Iterator[dict[str, tuple[str, Any]]]:
+    """The statement with which each of the peers counts one, and the object that is called `bar` in it."""
+    with contextlib.ExitStack() as stack:
+        found: dict[str, tuple[str, Any]] = {}
+        if "tqdm" not in missing:
+            from tqdm import tqdm
+
+            found["tqdm"] = "bar.update(1)", stack.enter_context(tqdm(total=MANY, file=io.StringIO()))
+        if "rich" not in missing:
+            from rich.progress import Progress
+
+            progress = stack.enter_context(Progress(console=_rich_console()))
+            found["rich"] = f"bar.advance({progress.add_task('', total=MANY)})", progress
+        if "alive-progress" not in missing:
+            from alive_progress import alive_bar
+
+            found["alive-progress"] = (
+                "bar()",
+                stack.enter_context(alive_bar(MANY, file=io.StringIO(), force_tty=True)),
+            )
+        if "progressbar2" not in missing:
+            import progressbar
+
+            bar = progressbar.ProgressBar(max_value=MANY, fd=io.StringIO()).start()
+            stack.callback(bar.finish)
+            found["progressbar2"] = "bar.increment()", bar
+        if "enlighten" not in missing:
+            import enlighten
+
+            manager = enlighten.Manager(stream=io.StringIO(), enabled=True)
+            stack.callback(manager.stop)
+            found["enlighten"] = "bar.update()", manager.counter(total=MANY)
+        yield found
+
+
+def iteration(session: Session) -> Rows:
+    rows = []
+    sources: dict[str, Callable[[int], Any]] = {
+        "a range": range,
+        "a list": lambda count: [None] * count,
+        "a generator": lambda count: (None for _ in range(count)),
+    }
+    for name, source in sources.items():
+        count = session.items
+        contenders = {
+            form: timed_iteration(lambda n, updater=updater, source=source: updater()(source(n), n), count)
+            for form, updater in updaters().items()
+        }
+        contenders["itertools.chain"] = timed_iteration(lambda n, source=source: itertools.chain(source(n)), count)
+        for peer, wrap in iterating_peers().items():
+            if peer not in session.missing and (name == "a range" or peer == "tqdm"):
+                contenders[peer] = timed_iteration(lambda n, wrap=wrap, source=source: wrap(source(n), n), count)
+        if name != "a generator" and session.original is not None:  # it takes what has a length
+            step, original = name.removeprefix("a "), session.original
+            contenders[ORIGINAL] = lambda step=step, original=original, count=count: original("iterate", step, count)
+        about = {"note": "An addition to memory and a test of the control word, on top of what a C iterator costs anyway."}
+        limit = session.row(
+            f"iterate over {name}", "ns", contenders, 4, against="itertools.chain", targets={COMPILED: 1.1}, **about
+        )
+        rows += [limit, against_another(limit, "tqdm", {INTERPRETED: 1.0})]
+    return rows
+
+
+def against_another(line: dict[str, Any], against: str, targets: dict[str, float]) -> dict[str, Any]:
+    """The same samples, judged against somebody else."""
+    samples = line["raw"]
+    chosen = {name: samples[name] for name in (COMPILED, INTERPRETED, against) if name in samples}
+    errors = {name: line["errors"][name] for name in (COMPILED, INTERPRETED, against) if name in line["errors"]}
+    return row(f"the same, against {against}", line["unit"], chosen, errors, against=against, targets=targets)
+
+
+def updates(session: Session) -> Rows:
+    seconds = session.sample_seconds
+    rows: Rows = []
+    with updating_peers(session.missing) as peers:
+        for statement in ("progress.update()", "progress.update(1)"):
+            contenders = {
+                form: timed(calling(statement, progress=updater()), seconds) for form, updater in updaters().items()
+            }
+            contenders["[].clear()"] = timed(calling("empty.clear()", empty=[]), seconds)
+            chosen = peers if statement == "progress.update(1)" else {}
+            for peer, (call, bar) in chosen.items():
+                contenders[peer] = timed(calling(call, bar=bar), seconds)
+            if session.original is not None:
+                original = session.original
+                contenders[ORIGINAL] = lambda statement=statement, original=original: original("step", statement, seconds)
+            about = {"note": "Parsing the arguments, then an addition to memory and a test of the control word."}
+            line = session.row(statement, "ns", contenders, 4, against="[].clear()", targets={COMPILED: 1.5}, **about)
+            rows.append(line)
+            if statement == "progress.update(1)":
+                rows.append(against_another(line, "tqdm", {INTERPRETED: 0.7}))
+
+    contenders = {form: timed(calling("progress(1)", progress=updater()), seconds) for form, updater in updaters().items()}
+    contenders["{}.get(1)"] = timed(calling("empty.get(1)", empty={}), seconds)
+    about = {"note": "A call of an object goes through tp_call, with a tuple made for its arguments."}
+    rows.append(session.row("progress(1)", "ns", contenders, 3, against="{}.get(1)", targets={COMPILED: 1.5}, **about))
+
+    amounts: dict[str, Any] = {"0.5": 0.5}
+    try:
+        import numpy
+    except ImportError as error:
+        rows.append(row("progress.update(numpy.int64(1))", "ns", {}, {"numpy": str(error)}))
+    else:
+        amounts["numpy.int64(1)"] = numpy.int64(1)
+    for name, amount in amounts.items():
+        contenders = {
+            form: timed(calling("progress.update(amount)", progress=updater(), amount=amount), seconds)
+            for form, updater in updaters().items()
+        }
+        if "tqdm" not in session.missing:
+            from tqdm import tqdm
+
+            bar = tqdm(total=MANY, file=io.StringIO())
+            contenders["tqdm"] = timed(calling("progress.update(amount)", progress=bar, amount=amount), seconds)
+        about = {"note": "A float is one more addition; any other kind of number takes the lock and rewrites the record."}
+        rows.append(
+            session.row(f"progress.update({name})", "ns", contenders, 3, against="tqdm", targets={COMPILED: 0.5}, **about)
+        )
+    return rows
+
+
+# Tasks
+
+
+def rates(session: Session) -> Rows:
+    rows = []
+    remote = session.ours_interpreted
+    for kind, count in (("fork", 300), ("spawn", 300), ("threads", 2000)):  # forks come before there are many threads
+        limit, limits = 1.5 if kind == "threads" else 1.25, "The standard library's pool, whose queues and locks it uses."
+        for measure, number in (("rate", count), ("round_trips", count // 2)):
+            contenders: dict[str, Sample] = {
+                COMPILED: lambda k=kind, m=measure, n=number: getattr(tasks, m)(k, True, n),
+                INTERPRETED: lambda k=kind, m=measure, n=number: remote(m, k, True, n),
+                LIBRARY: lambda k=kind, m=measure, n=number: getattr(tasks, m)(k, False, n),
+            }
+            targets = {COMPILED: limit}
+            with contextlib.ExitStack() as stack:
+                if measure == "rate":
+                    contenders |= pool_peers(session, kind, number, stack)
+                title = f"no-op tasks, {kind}" if measure == "rate" else f"no-op tasks one by one, {kind}"
+                rows.append(session.row(title, "tasks/s", contenders, 6, against=LIBRARY, targets=targets, note=limits))
+    contenders = {
+        COMPILED: lambda: tasks.watched(True, 2000),
+        INTERPRETED: lambda: remote("watched", True, 2000),
+        LIBRARY: lambda: tasks.watched(False, 2000),
+    }
+    rows.append(
+        session.row(
+            "2000 no-op tasks, each in create_task(future.check_for_progress())",
+            "tasks/s",
+            contenders,
+            8,
+            against=LIBRARY,
+            targets={COMPILED: 1.5},
+            note="asyncio's own task per future, and its wake-up from another thread.",
+        )
+    )
+    if session.original is not None:
+        original, count = session.original, 20
+        samples, errors = interleaved({ORIGINAL: lambda: original("rate", "threads", count)}, 3, 3, 3)
+        rows[-1]["figures"] |= row("", "tasks/s", samples)["figures"]
+        rows[-1]["errors"] |= errors
+        samples, errors = interleaved({ORIGINAL: lambda: original("rate", "fork", count)}, 3, 3, 3)
+        rows[0]["figures"] |= row("", "tasks/s", samples)["figures"]
+        rows[0]["errors"] |= errors
+    else:
+        rows[0]["errors"][ORIGINAL] = rows[-1]["errors"][ORIGINAL] = session.missing[ORIGINAL]
+    return rows
+
+
+def pool_peers(session: Session, kind: str, count: int, stack: contextlib.ExitStack) -> dict[str, Sample]:
+    """Those who have a pool of this kind, warmed up; None for a peer that is missing keeps it in the table."""
+    missing = session.missing
+
+    def absent() -> float:
+        raise AssertionError  # the row leaves them out
+
+    found: dict[str, Sample] = {}
+    found["pebble"] = absent
+    if "pebble" not in missing:
+        import multiprocessing
+
+        import pebble
+
+        executor = (
+            pebble.ThreadPool(max_workers=tasks.WORKERS)
+            if kind == "threads"
+            else pebble.ProcessPool(max_workers=tasks.WORKERS, context=multiprocessing.get_context(kind))
+        )
+        stack.enter_context(executor)
+        found["pebble"] = lambda: tasks.rate_of(executor.schedule, count if kind == "threads" else count // 3)
+    if kind == "spawn":
+        found["loky"] = absent
+        if "loky" not in missing:
+            import loky
+
+            reusable = loky.ProcessPoolExecutor(tasks.WORKERS)
+            stack.callback(reusable.shutdown)
+            found["loky"] = lambda: tasks.rate_of(reusable.submit, count)
+    found["mpire"] = absent
+    if "mpire" not in missing:
+        import mpire
+
+        method = "threading" if kind == "threads" else kind
+        workers = stack.enter_context(mpire.WorkerPool(tasks.WORKERS, start_method=method, keep_alive=True))
+
+        def mapped() -> float:
+            start = time.perf_counter()
+            workers.map(
+                jobs.nothing_for,
+                range(10 * count),  # a map with a bar takes 0.2 s, however few there are
+                progress_bar=True,
+                progress_bar_options={"file": io.StringIO()},
+            )
+            return 10 * count / (time.perf_counter() - start)
+
+        found["mpire"] = mapped
+    return found
+
+
+# Memory, import, the event loop
+
+
+def memory(session: Session) -> Rows:
+    rows = []
+    for kind in ("threads", "spawn"):
+        contenders = {
+            COMPILED: lambda kind=kind: tasks.memory(kind, True),
+            INTERPRETED: lambda kind=kind: session.ours_interpreted("memory", kind, True),
+            LIBRARY: lambda kind=kind: tasks.memory(kind, False),
+        }
+        present = {name: sample for name, sample in contenders.items() if name not in session.missing}
+        samples, errors = interleaved(present, 0, at_least=3, at_most=3)
+        name = "a pending task" + (", processes" if kind == "spawn" else ", threads")
+        note = "The future's own lock and condition; ours adds what remembers the call, its feed and its state."
+        rows.append(
+            row(
+                f"memory of {name}",
+                "B",
+                samples,
+                errors | {k: v for k, v in session.missing.items() if k in contenders},
+                against=LIBRARY,
+                targets={COMPILED: 1.3},
+                note=note,
+            )
+        )
+    return rows
+
+
+def imports(session: Session) -> Rows:
+    def sample(modules: str, **environment: str) -> Sample:
+        code = f"from time import perf_counter as now\nstart = now()\nimport {modules}\nprint((now() - start) * 1e3)"
+        base = {"PATH": "/usr/bin:/bin", **environment}
+        return lambda: float(
+            subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=base).stdout
+        )
+
+    contenders = {
+        COMPILED: sample("progress_executor"),
+        INTERPRETED: sample("progress_executor", PROGRESS_EXECUTOR_NO_EXTENSIONS="1"),
+        "concurrent.futures, asyncio": sample("concurrent.futures, asyncio"),
+    }
+    if "tqdm" not in session.missing:
+        contenders["tqdm"] = sample("tqdm")
+    if "rich" not in session.missing:
+        contenders["rich"] = sample("rich.progress")
+    return [
+        session.row(
+            "import",
+            "ms",
+            contenders,
+            15,
+            against="concurrent.futures, asyncio",
+            targets={COMPILED: 15, INTERPRETED: 15},
+            kind="more than",
+            note="asyncio; what a bar or a process needs comes when it is first used.",
+        )
+    ]
+
+
+def loop_costs(session: Session) -> Rows:
+    seconds = 0.5 if session.quick else 1.0
+    ten, many = "10 watched", "10 000 watched"
+    rows = []
+    for reporting in (True, False):
+        contenders = {
+            ten: lambda reporting=reporting: tasks.loop_cost(10, seconds, 0.01, reporting),
+            many: lambda reporting=reporting: tasks.loop_cost(10_000, seconds, 0.01, reporting),
+        }
+        rows.append(
+            session.row(
+                f"the loop's CPU per tick, 3 running tasks that {'report' if reporting else 'report nothing'}",
+                "µs",
+                contenders,
+                12,
+                against=ten,
+                targets={many: 1.2},
+                note="A snapshot of each running task's slot; pending tasks are not looked at.",
+            )
+        )
+    note = "Ten looks per second at each running task."
+    shares = {
+        f"{COMPILED}, threads": lambda: tasks.idle_share("threads", 2 * seconds),
+        f"{COMPILED}, processes": lambda: tasks.idle_share("fork", 2 * seconds),
+    }
+    targets = dict.fromkeys(shares, 0.5)
+    rows.append(session.row("an idle watch", "% of a core", shares, 8, targets=targets, kind="median", note=note))
+    return rows
+
+
+def latencies(session: Session) -> Rows:
+    cancels, writes = (30, 16) if session.quick else (200, 80)
+    remote = session.ours_interpreted
+    rows = []
+    for kind, name in (("threads", "threads"), ("fork", "processes")):
+        calls: dict[str, Callable[[], Sequence[float]]] = {
+            COMPILED: lambda kind=kind: tasks.cancel_latencies(kind, cancels),
+            INTERPRETED: lambda kind=kind: remote("cancel_latencies", kind, cancels),
+        }
+        if kind == "threads" and session.original is not None:
+            original = session.original
+            calls[ORIGINAL] = lambda original=original: original("cancel_latencies", 5)
+        rows.append(
+            _latency(session, f"from cancel() to noticing, steps of 1 ms, {name}", calls, 3.0, "The step in progress.")
+        )
+        calls = {
+            COMPILED: lambda kind=kind: tasks.progress_latencies(kind, writes),
+            INTERPRETED: lambda kind=kind: remote("progress_latencies", kind, writes),
+        }
+        rows.append(_latency(session, f"from the write to the callback, {name}", calls, 120.0, "The interval, 100 ms."))
+    return rows
+
+
+def _latency(
+    session: Session, title: str, calls: dict[str, Callable[[], Sequence[float]]], at_most: float, note: str
+) -> dict[str, Any]:
+    samples: dict[str, list[float]] = {}
+    errors = {name: session.missing[name] for name in calls if name in session.missing}
+    for _ in range(2 if session.share == 1 else 1):  # turn by turn
+        for name, call in calls.items():
+            if name in errors:
+                continue
+            try:
+                samples.setdefault(name, []).extend(call())
+            except Exception as error:
+                errors[name] = f"{type(error).__name__}: {error}"
+    targets = {COMPILED: at_most, INTERPRETED: at_most}
+    return row(title, "ms", samples, errors, targets=targets, kind="p99", note=note)
+
+
+def versions() -> dict[str, str]:
+    found = {}
+    for peer in (*PEERS, "numpy"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[peer] = importlib.metadata.version(peer)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--share", type=float, default=1, help="of the usual time, where several interpreters share it")
+    parser.add_argument("--original", help="the Python of the environment that has progress-executor 0.5")
+    parser.add_argument("--why-not", default="not asked for", help="why there is no such environment")
+    options = parser.parse_args()
+
+    warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads
+    session = Session(options.quick, options.share, options.original, options.why_not)
+    rows: Rows = []
+    try:
+        for part in (rates, iteration, updates, memory, imports, loop_costs, latencies):
+            start = time.perf_counter()
+            rows += part(session)
+            print(f"  {part.__name__}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+    finally:
+        session.close()
+    for line in rows:
+        line.pop("raw", None)
+    result = {
+        "python": sys.version,
+        "implementation": progress_executor.IMPLEMENTATION,
+        "package": progress_executor.__version__,
+        "peers": versions(),
+        "missing": session.missing,
+        "rows": rows,
+    }
+    options.output.write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

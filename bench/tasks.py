@@ -1,0 +1,242 @@
+"""Scenarios with whole executors: tasks per second, memory, the event loop's costs, latencies.
+
+Run as a script it answers for the form of the package that its environment picks: see `timing.Remote`.
+"""
+
+import asyncio
+import gc
+import multiprocessing
+import random
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from time import perf_counter
+from typing import Any
+
+import jobs
+from timing import serve
+
+from progress_executor import ProcessPoolProgressExecutor, ProgressExecutor, ProgressState, ThreadPoolProgressExecutor
+
+WORKERS = 2
+
+
+def make(kind: str, ours: bool, workers: int = WORKERS) -> Any:
+    if kind == "threads":
+        return ThreadPoolProgressExecutor(workers) if ours else ThreadPoolExecutor(workers)
+    context = multiprocessing.get_context(kind)
+    return (ProcessPoolProgressExecutor if ours else ProcessPoolExecutor)(workers, mp_context=context)
+
+
+_pools: dict[tuple[str, bool], Executor] = {}
+
+
+def pool(kind: str, ours: bool) -> Executor:
+    """A pool that stays, so that starting its workers is not in any sample."""
+    if (kind, ours) not in _pools:
+        _pools[kind, ours] = make(kind, ours)
+    return _pools[kind, ours]
+
+
+def close() -> None:
+    for executor in _pools.values():
+        executor.shutdown()
+    _pools.clear()
+
+
+# Tasks per second
+
+
+def rate_of(submit: Callable[..., Any], count: int) -> float:
+    start = perf_counter()
+    futures = [submit(jobs.nothing) for _ in range(count)]
+    for future in futures:
+        future.result()
+    return count / (perf_counter() - start)
+
+
+def rate(kind: str, ours: bool, count: int) -> float:
+    """Tasks per second: many submitted, then the results of all."""
+    return rate_of(pool(kind, ours).submit, count)
+
+
+def round_trips(kind: str, ours: bool, count: int) -> float:
+    """Tasks per second, each submitted when the one before has its result."""
+    submit = pool(kind, ours).submit
+    start = perf_counter()
+    for _ in range(count):
+        submit(jobs.nothing).result()
+    return count / (perf_counter() - start)
+
+
+async def _wrapped(future: Any) -> Any:
+    return await asyncio.wrap_future(future)
+
+
+def watched(ours: bool, count: int) -> float:
+    """Tasks per second, each awaited in an asyncio task of its own."""
+
+    async def run() -> float:
+        executor = pool("threads", ours)
+        start = perf_counter()
+        async with asyncio.TaskGroup() as group:
+            for _ in range(count):
+                future: Any = executor.submit(jobs.nothing)
+                group.create_task(future.check_for_progress() if ours else _wrapped(future))
+        return count / (perf_counter() - start)
+
+    return asyncio.run(run())
+
+
+# Memory
+
+
+def memory(kind: str, ours: bool, count: int = 1000) -> float:
+    """Bytes that each pending task takes, with its work item."""
+    go = threading.Event()
+    executor = make(kind, ours, workers=1)
+    try:
+        # A process pool takes some more off its queue: let them be others than those that are weighed.
+        held = [executor.submit(_hold, go) for _ in range(3)] if kind == "threads" else [executor.submit(time.sleep, 1)] * 3
+        for _ in range(10):
+            executor.submit(jobs.nothing)
+        time.sleep(0.2)
+        gc.collect()
+        tracemalloc.start()
+        try:
+            before = tracemalloc.get_traced_memory()[0]
+            futures = [executor.submit(jobs.nothing) for _ in range(count)]
+            gc.collect()
+            after = tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+        if held[0].done():
+            raise RuntimeError("the tasks that were weighed were not pending any more")
+        for future in futures:
+            future.cancel()
+    finally:
+        go.set()
+        executor.shutdown()
+    return (after - before) / count
+
+
+def _hold(go: threading.Event) -> None:
+    go.wait()
+
+
+# What the event loop pays
+
+
+def _look(_: ProgressState, __: ProgressState) -> None:
+    pass
+
+
+def loop_cost(watched_tasks: int, seconds: float, interval: float, reporting: bool) -> float:
+    """CPU µs of the loop's thread per interval, three tasks running and the others pending, all of them watched."""
+    stop = threading.Event()
+
+    def report(progress: Any) -> None:
+        while not stop.wait(0.002):
+            progress.update(1)
+
+    def keep_quiet(progress: Any) -> None:
+        stop.wait()
+
+    async def run() -> float:
+        with ThreadPoolProgressExecutor(3) as executor:
+            async with asyncio.TaskGroup() as group:
+                futures = []
+                for _ in range(watched_tasks):
+                    future = executor.submit(report if reporting else keep_quiet)
+                    future.add_progress_callback(_look)
+                    futures.append(future)
+                    group.create_task(future.check_for_progress(interval))
+                await asyncio.sleep(0.3)
+                gc.collect()
+                start = time.thread_time()
+                await asyncio.sleep(seconds)
+                cost = time.thread_time() - start
+                stop.set()
+                for future in futures[3:]:
+                    future.remove_progress_callback(_look)
+            return cost / (seconds / interval) * 1e6
+
+    return asyncio.run(run())
+
+
+def idle_share(kind: str, seconds: float) -> float:
+    """Percent of a core that this process uses to watch ten tasks, three of them running, that report nothing."""
+
+    async def run() -> float:
+        async with make(kind, ours=True, workers=3) as executor, asyncio.TaskGroup() as group:
+            for number in range(10):
+                future = executor.submit(time.sleep, seconds + 0.6 if number < 3 else 0)
+                future.add_progress_callback(_look)
+                group.create_task(future.check_for_progress())
+            await asyncio.sleep(0.3)
+            start = time.process_time(), perf_counter()
+            await asyncio.sleep(seconds)
+            share = (time.process_time() - start[0]) / (perf_counter() - start[1]) * 100
+        return share
+
+    return asyncio.run(run())
+
+
+# Latencies
+
+
+def cancel_latencies(kind: str, count: int) -> list[float]:
+    """ms from `cancel()` to the task's noticing it, for tasks with steps of 1 ms."""
+    chance = random.Random(0)
+    latencies = []
+    with make(kind, ours=True) as executor:
+        executor.submit(jobs.nothing).result()
+        for _ in range(count):
+            future = executor.submit(jobs.notice)
+            while future.state["total"] is None:  # it is in its loop then
+                time.sleep(0.001)
+            time.sleep(chance.uniform(0.002, 0.006))
+            start = time.monotonic()
+            future.cancel()
+            latencies.append((future.result() - start) * 1e3)
+    return latencies
+
+
+def progress_latencies(kind: str, count: int, workers: int = 4) -> list[float]:
+    """ms from a task's write to the callback that has it, several tasks at once, watched by an event loop."""
+    latencies: list[float] = []
+
+    def look(_: ProgressState, new: ProgressState) -> None:
+        if new["n"] and new["status"] == "running":
+            latencies.append((time.monotonic() - new["n"]) * 1e3)
+
+    async def run(executor: ProgressExecutor) -> None:
+        async with asyncio.TaskGroup() as group:
+            for seed in range(workers):
+                future = executor.submit(jobs.write, count // workers, seed)
+                future.add_progress_callback(look)
+                group.create_task(future.check_for_progress())
+
+    with make(kind, ours=True, workers=workers) as executor:
+        asyncio.run(run(executor))
+    if len(latencies) < count // workers * workers:
+        raise RuntimeError(f"{count} writes, but {len(latencies)} callbacks")
+    return latencies
+
+
+if __name__ == "__main__":
+    serve(
+        {
+            "rate": rate,
+            "round_trips": round_trips,
+            "watched": watched,
+            "memory": memory,
+            "loop_cost": loop_cost,
+            "idle_share": idle_share,
+            "cancel_latencies": cancel_latencies,
+            "progress_latencies": progress_latencies,
+            "close": close,
+        }
+    )
