@@ -1,19 +1,19 @@
 """`ProgressExecutor`: what the executors have in common. submit, leaving, and stopping everything on Ctrl-C."""
 
 import asyncio
-import contextlib
 import os
 import signal
 import sys
 import threading
 import weakref
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
+from time import sleep
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from ..delivery import INTERVAL, Board
+from ..delivery import Board
 from ..futures import ProgressFuture
 from ..tasks import Call
 
@@ -70,21 +70,29 @@ class ProgressExecutor(Executor):
         """Take no more tasks; with `wait`, return when all have ended."""
 
     @abstractmethod
+    def _ended(self) -> bool:
+        """Take no more tasks, and say whether all have ended."""
+
+    @abstractmethod
     def _cancel_pending(self) -> None:
         """Cancel what is not running."""
 
     def _leave(self) -> None:
-        # The standard library's own waiting delivers nothing: let another thread do that.
-        waiter = threading.Thread(target=self._shut_down, args=(True,), name="leave-executor")
-        try:
-            waiter.start()
-        except RuntimeError:  # no new threads: the interpreter is ending
-            self._shut_down(wait=True)
-        else:
-            while waiter.is_alive():
-                self._board.pump()
-                waiter.join(INTERVAL)
+        for pause in _pauses():
+            if self._try_to_end():
+                break
+            self._board.pump()
+            sleep(pause)
         self._board.pump(everyone=True)
+
+    def _try_to_end(self) -> bool:
+        # The standard library's own waiting delivers nothing, and up to 3.12 a thread whose join() was interrupted by
+        # Ctrl-C passes for ended: join what has ended only.
+        with SigintDeferred():
+            ended = self._ended()
+            if ended:
+                self._shut_down(wait=True)
+            return ended
 
     def _cancel_all(self) -> None:
         with SigintDeferred():
@@ -120,26 +128,25 @@ class ProgressExecutor(Executor):
 
     async def _leave_in_loop(self) -> asyncio.CancelledError | None:
         """Like `_leave`, but for an event loop; cancels all tasks if it is cancelled itself, and returns that."""
-        loop = asyncio.get_running_loop()
-        # No asyncio task: at the end of `asyncio.run` it would be cancelled with all others, before the workers end.
-        ended = loop.create_future()
-
-        def shut_down() -> None:
-            self._shut_down(wait=True)
-            with contextlib.suppress(RuntimeError):  # the loop was closed
-                loop.call_soon_threadsafe(ended.cancel)
-
-        waiter = threading.Thread(target=shut_down, name="leave-executor")
-        waiter.start()
         cancelled = None
-        while waiter.is_alive():
+        for pause in _pauses():
+            if self._try_to_end():
+                break
             self._board.pump()
             try:
-                await asyncio.wait([ended], timeout=INTERVAL)
+                await asyncio.sleep(pause)
             except asyncio.CancelledError as error:
                 cancelled = error
                 self._cancel_all()
         return cancelled
+
+
+def _pauses() -> Iterator[float]:
+    """For how long to sleep between two looks at what has to end: a thousandth of a second, soon a fiftieth."""
+    pause = 0.001
+    while True:
+        yield pause
+        pause = min(pause * 1.5, 0.02)
 
 
 def _is_interrupt(exc_type: type[BaseException] | None) -> bool:

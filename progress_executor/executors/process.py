@@ -179,6 +179,7 @@ class ProcessPoolProgressExecutor(ProgressExecutor, ProcessPoolExecutor):
         ProcessPoolExecutor.__init__(self, max_workers, mp_context, max_tasks_per_child=max_tasks_per_child)
         # Twice what workers and call queue hold: finished tasks keep their slots until the manager thread hears of them.
         self._arena = Arena(4 * self._max_workers + 4)  # type: ignore[attr-defined]
+        self._all_started = False
         self._manager: weakref.ref[threading.Thread] | None = None
         self._initializer = _start_worker
         self._initargs = (self._arena, initializer, initargs)
@@ -187,11 +188,15 @@ class ProcessPoolProgressExecutor(ProgressExecutor, ProcessPoolExecutor):
 
     def _enqueue(self, call: Call) -> ProgressFuture[Any]:
         task = ProcessTask(self._board, call, self._arena)
+        if self._all_started:
+            return self._submit(task)
         with SigintDeferred():
-            return self._start(task)
+            self._arena.open()
+            future = self._submit(task)
+        self._all_started = len(self._processes or ()) == self._max_workers  # type: ignore[attr-defined]
+        return future
 
-    def _start(self, task: ProcessTask) -> ProgressFuture[Any]:
-        self._arena.open()
+    def _submit(self, task: ProcessTask) -> ProgressFuture[Any]:
         return ProgressFuture._adopt(ProcessPoolExecutor.submit(self, task), task)  # type: ignore[arg-type]
 
     def map(
@@ -243,6 +248,17 @@ class ProcessPoolProgressExecutor(ProgressExecutor, ProcessPoolExecutor):
                 return
             manager.join()  # after an earlier shutdown(wait=False), the standard library does not know it any more
         self._arena.close()
+
+    def _ended(self) -> bool:
+        manager = None if self._manager is None else self._manager()
+        if manager is None:
+            return True
+        with self._shutdown_lock:
+            # What shutdown(wait=False) does, but for forgetting the processes: the manager thread may have to replace some.
+            if not self._shutdown_thread:
+                self._shutdown_thread = True
+                self._executor_manager_thread_wakeup.wakeup()
+        return not manager.is_alive()
 
     def _cancel_pending(self) -> None:
         # The standard library's cancel_futures would call `cancel()` of running tasks, too, and forget those that say True.

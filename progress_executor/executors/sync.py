@@ -156,6 +156,10 @@ class SyncProgressExecutor(ProgressExecutor):
                 task.run_here()
                 concurrent.futures.wait([future])  # unless another thread runs it, it is done
 
+    def _ended(self) -> bool:
+        self._closed = True
+        return not self._futures
+
     async def _leave_in_loop(self) -> asyncio.CancelledError | None:
         self._closed = True
         cancelled = None

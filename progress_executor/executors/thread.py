@@ -54,6 +54,11 @@ class ThreadPoolProgressExecutor(ProgressExecutor, ThreadPoolExecutor):
     def _shut_down(self, wait: bool) -> None:
         ThreadPoolExecutor.shutdown(self, wait=wait)
 
+    def _ended(self) -> bool:
+        if not self._shutdown:
+            self._shut_down(wait=False)
+        return not any(thread.is_alive() for thread in self._threads)
+
     def _cancel_pending(self) -> None:
         ThreadPoolExecutor.shutdown(self, wait=False, cancel_futures=True)
 
