@@ -179,7 +179,6 @@ class ProcessPoolProgressExecutor(ProgressExecutor, ProcessPoolExecutor):
         ProcessPoolExecutor.__init__(self, max_workers, mp_context, max_tasks_per_child=max_tasks_per_child)
         # Twice what workers and call queue hold: finished tasks keep their slots until the manager thread hears of them.
         self._arena = Arena(4 * self._max_workers + 4)  # type: ignore[attr-defined]
-        self._all_started = False
         self._manager: weakref.ref[threading.Thread] | None = None
         self._initializer = _start_worker
         self._initargs = (self._arena, initializer, initargs)
@@ -188,16 +187,9 @@ class ProcessPoolProgressExecutor(ProgressExecutor, ProcessPoolExecutor):
 
     def _enqueue(self, call: Call) -> ProgressFuture[Any]:
         task = ProcessTask(self._board, call, self._arena)
-        if self._all_started:
-            return self._submit(task)
         with SigintDeferred():
             self._arena.open()
-            future = self._submit(task)
-        self._all_started = len(self._processes or ()) == self._max_workers  # type: ignore[attr-defined]
-        return future
-
-    def _submit(self, task: ProcessTask) -> ProgressFuture[Any]:
-        return ProgressFuture._adopt(ProcessPoolExecutor.submit(self, task), task)  # type: ignore[arg-type]
+            return ProgressFuture._adopt(ProcessPoolExecutor.submit(self, task), task)  # type: ignore[arg-type]
 
     def map(
         self, fn: Callable[..., T], *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1
