@@ -399,10 +399,11 @@ def test_a_signal_handler_may_ask_for_the_state_and_cancel(pool, gate):
     def handler(signum, frame):
         handled.append(future.state)
         if len(handled) > 200:
+            signal.setitimer(signal.ITIMER_REAL, 0)
             future.cancel()
 
     before = signal.signal(signal.SIGALRM, handler)
-    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+    signal.setitimer(signal.ITIMER_REAL, 0.002, 0.002)
     try:
         until(lambda: future.state and len(handled) > 200)
         with pytest.raises(concurrent.futures.CancelledError):
