@@ -34,6 +34,7 @@ from ._speedups._layout import (
 from .state import PENDING, RUNNING, ProgressState
 
 _MAX_TRIES = 100
+_SPINS = 20
 
 _empty = bytearray(SLOT_SIZE)
 _empty[TOTAL_KIND_BYTE] = NONE
@@ -106,7 +107,8 @@ class Slot:
                     except ValueError:  # nothing that an Updater writes
                         pass
                     break
-            sleep(attempt and 1e-6 * attempt)  # a writer in a thread of this process needs the GIL to go on
+            if attempt >= _SPINS:  # a writer in a thread of this process needs the GIL to go on
+                sleep(0)
         return self._last.copy()
 
     def release(self) -> None:
