@@ -10,6 +10,7 @@ from functools import partial
 from time import time
 from typing import Any, Literal, get_args
 
+from .interrupts import SigintDeferred
 from .state import CANCELLED, ProgressState
 
 Trigger = Literal["now", "running", "cancelled"]
@@ -43,7 +44,8 @@ class TqdmCallback:
         self._since = since
         self._clock_is_set = False
         if "now" in self._triggers:
-            self._open()
+            with SigintDeferred():
+                self._open()
 
     def _open(self) -> None:
         make, self._make = self._make, None  # where it raises, once is enough
@@ -51,6 +53,10 @@ class TqdmCallback:
         self._bar = make()
 
     def __call__(self, old: ProgressState, new: ProgressState, ended: bool) -> None:
+        with SigintDeferred():
+            self._show(new, ended)
+
+    def _show(self, new: ProgressState, ended: bool) -> None:
         started_at = self._since()
         cancelled = ended and new["status"] == CANCELLED
         if self._make is not None:

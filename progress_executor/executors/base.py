@@ -1,11 +1,8 @@
 """`ProgressExecutor`: what the executors have in common. submit, leaving, and stopping everything on Ctrl-C."""
 
-import _signal  # type: ignore[import-not-found]
 import asyncio
 import os
-import signal
 import sys
-import threading
 import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
@@ -16,6 +13,7 @@ from typing import Any, Self, TypeVar
 
 from ..delivery import Board
 from ..futures import ProgressFuture
+from ..interrupts import SigintDeferred
 from ..tasks import Call
 
 T = TypeVar("T")
@@ -152,32 +150,6 @@ def _pauses() -> Iterator[float]:
 
 def _is_interrupt(exc_type: type[BaseException] | None) -> bool:
     return exc_type is not None and issubclass(exc_type, (KeyboardInterrupt, asyncio.CancelledError))
-
-
-class SigintDeferred:
-    """A context in which the main thread's handler of SIGINT is not called, but at its end, if there was one.
-
-    What starts, fills or stops a pool must not be left half done by a KeyboardInterrupt: a work item that is noted but not
-    queued keeps the pool from ending. `_signal` is what `signal` wraps, and ten times as fast.
-    """
-
-    def __enter__(self) -> None:
-        self._handler: Any = None
-        self._noted: tuple[Any, ...] | None = None
-        if threading.get_ident() == threading.main_thread().ident:
-            handler = _signal.getsignal(signal.SIGINT)
-            if callable(handler):
-                self._handler = handler
-                _signal.signal(signal.SIGINT, self._note)
-
-    def _note(self, *signum_and_frame: Any) -> None:
-        self._noted = signum_and_frame
-
-    def __exit__(self, *exc_info: object) -> None:
-        if self._handler is not None:
-            _signal.signal(signal.SIGINT, self._handler)
-            if self._noted is not None:
-                self._handler(*self._noted)
 
 
 def leave_all() -> None:

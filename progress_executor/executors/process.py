@@ -30,8 +30,9 @@ from .._speedups import Updater
 from ..arena import Arena, Segment
 from ..delivery import Board
 from ..futures import ProgressFuture
+from ..interrupts import SigintDeferred
 from ..tasks import Call, Task, takes_progress
-from .base import ProgressExecutor, SigintDeferred, executors_to_leave, leave_all
+from .base import ProgressExecutor, executors_to_leave, leave_all
 
 T = TypeVar("T")
 
