@@ -106,8 +106,12 @@ def _complain(message: str) -> None:
 
 
 @contextlib.contextmanager
-def _no_echo_of_ctrl_c() -> Iterator[None]:
-    """The terminal's own "^C" would stand in the middle of a bar, or push it into the next row."""
+def _clean_ctrl_c() -> Iterator[None]:
+    """Keep the terminal from doing more at Ctrl-C than send the signal.
+
+    Its echo of "^C" would stand in the middle of a bar, or push it into the next row. And it drops what was written and not
+    yet shown: without the end of a bar's drawing, which moves the cursor back, all that follows stands in a wrong row.
+    """
     terminal = sys.stderr.fileno() if sys.stderr is not None and sys.stderr.isatty() else None
     if terminal is None or os.name != "posix" or os.tcgetpgrp(terminal) != os.getpgrp():  # not ours to change
         yield
@@ -115,9 +119,9 @@ def _no_echo_of_ctrl_c() -> Iterator[None]:
     import termios
 
     before = termios.tcgetattr(terminal)
-    quiet = before.copy()
-    quiet[3] &= ~termios.ECHOCTL
-    termios.tcsetattr(terminal, termios.TCSANOW, quiet)
+    clean = before.copy()
+    clean[3] = clean[3] & ~termios.ECHOCTL | termios.NOFLSH
+    termios.tcsetattr(terminal, termios.TCSANOW, clean)
     try:
         yield
     finally:
@@ -147,7 +151,7 @@ def main(argv: list[str] | None = None) -> int:
     status = 0
     futures = {}
     try:
-        with _no_echo_of_ctrl_c(), EXECUTORS[options.executor](options.workers) as executor:
+        with _clean_ctrl_c(), EXECUTORS[options.executor](options.workers) as executor:
             for index, path in enumerate(paths):
                 future = futures[index] = executor.submit(digest_folder, path)
                 bar = {

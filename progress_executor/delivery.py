@@ -158,8 +158,8 @@ class Board:
 
     def conclude(self, feed: Feed) -> None:
         """Deliver the final state, and forget the feed unless a callback has added another one."""
-        self.ended.pop(feed, None)  # first: a callback that is added meanwhile puts it back
         try:
+            self.ended.pop(feed, None)  # first: a callback that is added meanwhile puts it back
             feed.deliver()
         finally:
             if not feed.empty:

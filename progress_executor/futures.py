@@ -79,7 +79,7 @@ class ProgressFuture(Future[T]):
             if task.feed is None:
                 task.feed = Feed(task)
         task.feed.add(fn, knows_the_end)
-        if self.done():
+        if task.finished or self.done():  # it keeps its final state a moment before it is done
             task.board.ended[task.feed] = None
 
     def remove_progress_callback(self, fn: ProgressCallback) -> None:

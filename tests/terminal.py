@@ -88,7 +88,7 @@ class Terminal:
         except OSError:  # Linux's end of file
             return False
         self.output += data.decode(errors="replace")
-        self._stream.feed(data)
+        self._stream.feed(data.replace(b"\x03", b""))  # the echo of Ctrl-C: nothing to see, but pyte drops what follows
         return bool(data)
 
     def processes(self):

@@ -180,6 +180,29 @@ def test_fifos_are_left_alone(folders):
     assert "cannot read" not in done.stderr
 
 
+WRITES_MUCH_AND_WAITS_FOR_CTRL_C = """
+import pathlib, signal, sys
+from progress_executor.__main__ import _clean_ctrl_c
+try:
+    with _clean_ctrl_c():
+        print("before\\n" * 2000, end="", flush=True)
+        pathlib.Path(sys.argv[1]).touch()
+        signal.pause()
+except KeyboardInterrupt:
+    print("after")
+"""
+
+
+def test_ctrl_c_does_not_make_the_terminal_drop_what_was_written(tmp_path):
+    written = tmp_path / "written"
+    with Terminal([sys.executable, "-c", WRITES_MUCH_AND_WAITS_FOR_CTRL_C, str(written)], env=ENVIRONMENT) as screen:
+        until(written.exists)
+        screen.interrupt()
+        assert screen.finish() == 0
+        assert screen.output.count("before\r\n") == 2000  # a pipe would hold them all; a terminal, 4096 bytes
+        assert screen.output.endswith("after\r\n")
+
+
 def terminal(kind, *folders, cwd):
     return Terminal([*COMMAND, "--executor", kind, "--workers", "2", *folders], env=ENVIRONMENT, cwd=cwd)
 

@@ -211,6 +211,15 @@ def test_a_callback_added_after_the_end_is_told_by_the_next_wait(executor):
     assert [new for old, new in states] == [{"n": 3, "total": 3, "status": "done"}]
 
 
+def test_a_callback_added_while_the_task_ends_is_told_when_the_executor_is_left(gate):
+    with ThreadPoolProgressExecutor() as executor:
+        future = executor.submit(jobs.wait_for, gate)
+        future._task.finish("done")  # as `set_result` begins: the final state is kept, the future not yet done
+        states = watch(future)
+        open_gate(gate)
+    assert [new["status"] for old, new in states] == ["done"]
+
+
 def test_a_callback_may_add_and_remove_callbacks(executor):
     future = executor.submit(jobs.count, 3)
     late = []
