@@ -82,9 +82,6 @@ class Session:
         return row(title, unit, samples, errors, **about)
 
     def close(self) -> None:
-        tasks.close()
-        with contextlib.suppress(RuntimeError):
-            self.ours_interpreted("close")
         self.ours_interpreted.close()
         if self.original is not None:
             self.original.close()
@@ -263,9 +260,9 @@ def updates(session: Session) -> Rows:
 def rates(session: Session) -> Rows:
     rows = []
     remote = session.ours_interpreted
-    for kind, count in (("fork", 300), ("spawn", 300), ("threads", 2000)):  # forks come before there are many threads
+    for kind, count in (("fork", 1000), ("spawn", 1000), ("threads", 2000)):  # forks come before there are many threads
         limit, limits = 1.5 if kind == "threads" else 1.25, "The standard library's pool, whose queues and locks it uses."
-        for measure, number in (("rate", count), ("round_trips", count // 2)):
+        for measure, number in (("rate", count), ("round_trips", count // 3)):
             contenders: dict[str, Sample] = {
                 COMPILED: lambda k=kind, m=measure, n=number: getattr(tasks, m)(k, True, n),
                 INTERPRETED: lambda k=kind, m=measure, n=number: remote(m, k, True, n),
@@ -276,7 +273,17 @@ def rates(session: Session) -> Rows:
                 if measure == "rate":
                     contenders |= pool_peers(session, kind, number, stack)
                 title = f"no-op tasks, {kind}" if measure == "rate" else f"no-op tasks one by one, {kind}"
-                rows.append(session.row(title, "tasks/s", contenders, 6, against=LIBRARY, targets=targets, note=limits))
+                rows.append(
+                    session.row(
+                        title,
+                        "tasks/s",
+                        contenders,
+                        6 if kind == "threads" else 14,
+                        against=LIBRARY,
+                        targets=targets,
+                        note=limits,
+                    )
+                )
     contenders = {
         COMPILED: lambda: tasks.watched(True, 2000),
         INTERPRETED: lambda: remote("watched", True, 2000),
@@ -326,7 +333,7 @@ def pool_peers(session: Session, kind: str, count: int, stack: contextlib.ExitSt
             else pebble.ProcessPool(max_workers=tasks.WORKERS, context=multiprocessing.get_context(kind))
         )
         stack.enter_context(executor)
-        found["pebble"] = lambda: tasks.rate_of(executor.schedule, count if kind == "threads" else count // 3)
+        found["pebble"] = lambda: tasks.rate_of(executor.schedule, count if kind == "threads" else count // 10)
     if kind == "spawn":
         found["loky"] = absent
         if "loky" not in missing:

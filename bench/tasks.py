@@ -10,8 +10,9 @@ import random
 import threading
 import time
 import tracemalloc
-from collections.abc import Callable
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
 
@@ -30,23 +31,16 @@ def make(kind: str, ours: bool, workers: int = WORKERS) -> Any:
     return (ProcessPoolProgressExecutor if ours else ProcessPoolExecutor)(workers, mp_context=context)
 
 
-_pools: dict[tuple[str, bool], Executor] = {}
+# Tasks per second. Each sample has a pool of its own: on which core its threads and processes come to lie decides more than
+# any of the contenders, and stays so while the pool lives. Starting it is not in the figure.
 
 
-def pool(kind: str, ours: bool) -> Executor:
-    """A pool that stays, so that starting its workers is not in any sample."""
-    if (kind, ours) not in _pools:
-        _pools[kind, ours] = make(kind, ours)
-    return _pools[kind, ours]
-
-
-def close() -> None:
-    for executor in _pools.values():
-        executor.shutdown()
-    _pools.clear()
-
-
-# Tasks per second
+@contextmanager
+def warm(kind: str, ours: bool) -> Iterator[Any]:
+    with make(kind, ours) as executor:
+        for _ in range(20):
+            executor.submit(jobs.nothing).result()
+        yield executor
 
 
 def rate_of(submit: Callable[..., Any], count: int) -> float:
@@ -59,16 +53,17 @@ def rate_of(submit: Callable[..., Any], count: int) -> float:
 
 def rate(kind: str, ours: bool, count: int) -> float:
     """Tasks per second: many submitted, then the results of all."""
-    return rate_of(pool(kind, ours).submit, count)
+    with warm(kind, ours) as executor:
+        return rate_of(executor.submit, count)
 
 
 def round_trips(kind: str, ours: bool, count: int) -> float:
     """Tasks per second, each submitted when the one before has its result."""
-    submit = pool(kind, ours).submit
-    start = perf_counter()
-    for _ in range(count):
-        submit(jobs.nothing).result()
-    return count / (perf_counter() - start)
+    with warm(kind, ours) as executor:
+        start = perf_counter()
+        for _ in range(count):
+            executor.submit(jobs.nothing).result()
+        return count / (perf_counter() - start)
 
 
 async def _wrapped(future: Any) -> Any:
@@ -79,13 +74,13 @@ def watched(ours: bool, count: int) -> float:
     """Tasks per second, each awaited in an asyncio task of its own."""
 
     async def run() -> float:
-        executor = pool("threads", ours)
-        start = perf_counter()
-        async with asyncio.TaskGroup() as group:
-            for _ in range(count):
-                future: Any = executor.submit(jobs.nothing)
-                group.create_task(future.check_for_progress() if ours else _wrapped(future))
-        return count / (perf_counter() - start)
+        with warm("threads", ours) as executor:
+            start = perf_counter()
+            async with asyncio.TaskGroup() as group:
+                for _ in range(count):
+                    future: Any = executor.submit(jobs.nothing)
+                    group.create_task(future.check_for_progress() if ours else _wrapped(future))
+            return count / (perf_counter() - start)
 
     return asyncio.run(run())
 
@@ -237,6 +232,5 @@ if __name__ == "__main__":
             "idle_share": idle_share,
             "cancel_latencies": cancel_latencies,
             "progress_latencies": progress_latencies,
-            "close": close,
         }
     )

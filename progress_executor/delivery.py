@@ -140,6 +140,7 @@ class Board:
         self.lock = threading.RLock()  # a signal handler may cancel, or a finalizer
         self.running: set[Source] = set()
         self.ended: dict[Feed, None] = {}  # in order
+        self.watched = False  # whether there ever was a feed: most calls of `pump` come where there is none
         self.cancelling = False  # set once, when everything on the executor is to stop
 
     def pump(self, everyone: bool = False, waited_for: Container[Source] = ()) -> None:
@@ -147,6 +148,8 @@ class Board:
 
         `everyone` is for the thread that leaves the executor: what has ended is told now, whoever watched it.
         """
+        if not self.watched:
+            return
         thread = threading.get_ident()
         for feed in tuple(self.ended):
             if everyone or feed.driven_by(thread, feed.task in waited_for):

@@ -41,18 +41,19 @@ class ProgressFuture(Future[T]):
         future.__class__ = cls
         if future._state == CANCELLED:  # by the pool's `shutdown`, in another thread
             future.set_running_or_notify_cancel()
-        future._settle()  # type: ignore[attr-defined]
+        if future._state not in _UNDONE:
+            future._settle()  # type: ignore[attr-defined]
         return future  # type: ignore[return-value]
 
     def _settle(self) -> None:
         """Have the task keep its final state, if the future is done."""
         state = self._state
         if state not in _UNDONE:
-            # A done future changes no more: no need for its methods, which take its lock.
             self._task.finish(status.CANCELLED if state != FINISHED else _outcome(self._exception))
 
     def _invoke_callbacks(self) -> None:
-        self._settle()  # where the pool called `set_result` before the future was ours
+        if self._task._final is None:
+            self._settle()  # the pool called `set_result` before the future was ours
         super()._invoke_callbacks()  # type: ignore[misc]
 
     # Progress
@@ -78,6 +79,7 @@ class ProgressFuture(Future[T]):
         with task.board.lock:
             if task.feed is None:
                 task.feed = Feed(task)
+                task.board.watched = True
         task.feed.add(fn, knows_the_end)
         if task.finished or self.done():  # it keeps its final state a moment before it is done
             task.board.ended[task.feed] = None
@@ -138,6 +140,9 @@ class ProgressFuture(Future[T]):
     def set_running_or_notify_cancel(self) -> bool:
         """For executors: False if the task must not run."""
         with self._condition:
+            if self._state == PENDING:
+                self._state = RUNNING
+                return True
             return self._state != CANCELLED_AND_NOTIFIED and super().set_running_or_notify_cancel()
 
     def cancel_requested(self) -> bool:
@@ -177,6 +182,8 @@ class ProgressFuture(Future[T]):
         CancelledError (of concurrent.futures) if it was cancelled, TimeoutError after `timeout` seconds, RuntimeError in a
         progress callback of this very future while it is not done.
         """
+        if self._state == FINISHED and self._exception is None and self._task.feed is None:
+            return self._result  # type: ignore[return-value]  # a done future changes no more: no need for its lock
         try:
             if self._state in _UNDONE or self._task.feed is not None:
                 self._wait(timeout)
@@ -214,9 +221,9 @@ class ProgressFuture(Future[T]):
 
     def _deliver(self) -> None:
         task = self._task
-        self._settle()
         feed = task.feed
         if feed is not None and feed.driven_by(threading.get_ident(), waits=True):
+            self._settle()
             if task.finished:
                 task.board.conclude(feed)
             else:

@@ -41,17 +41,20 @@ _empty[TOTAL_KIND_BYTE] = NONE
 EMPTY = bytes(_empty)
 """The bytes of a slot that nobody wrote to: n is 0, total unknown, not started."""
 
+# The sequence, the kind of n and the state of the last snapshot.
+_AT_FIRST = 0, INT, ProgressState(n=0, total=None, status=RUNNING)
+
 
 class Slot:
     """One slot, in a writable buffer of `SLOT_SIZE` bytes (by default, memory of its own) that holds `EMPTY`."""
 
-    __slots__ = ("_doubles", "_last", "_words", "buffer")
+    __slots__ = ("_doubles", "_known", "_words", "buffer")
 
     def __init__(self, buffer: Any = None) -> None:
         self.buffer = memoryview(bytearray(EMPTY) if buffer is None else buffer)
         self._words = self.buffer.cast("q")
         self._doubles = self.buffer.cast("d")
-        self._last = ProgressState(n=0, total=None, status=PENDING)
+        self._known = _AT_FIRST
 
     @classmethod
     def started(cls) -> Self:
@@ -63,7 +66,7 @@ class Slot:
     def clear(self) -> None:
         """Make it the slot of a new task."""
         self.buffer[:] = EMPTY
-        self._last = ProgressState(n=0, total=None, status=PENDING)
+        self._known = _AT_FIRST
 
     def start(self) -> None:
         """The task begins; called on its side."""
@@ -90,48 +93,63 @@ class Slot:
         stores leaves the sequence odd for ever.
 
         This is a seqlock: the writer makes the sequence odd, writes, makes it even; what was read between two equal even
-        values is from one write. It needs the loads here, and the stores there, to happen in their order, which ARM does
-        not promise by itself: hence the fences. n alone may change without the sequence, in one store of 8 aligned bytes,
-        which every processor that CPython runs on does whole.
+        values is from one write. Where that value is the last snapshot's, only n can be new: n alone may change without the
+        sequence, in one store of 8 aligned bytes, which every processor that CPython runs on does whole. All this needs the
+        loads here, and the stores there, to happen in their order, which ARM does not promise by itself: hence the fences.
         """
+        if self.buffer[PHASE_BYTE] != STARTED:
+            return ProgressState(n=0, total=None, status=PENDING)
+        known, kind, state = self._known
         for attempt in range(_MAX_TRIES):
             sequence = self._words[SEQUENCE]
             if not sequence & 1:
                 fence()
                 n, double = self._words[N], self._doubles[N]
-                record = bytes(self.buffer)
+                record = None if sequence == known else bytes(self.buffer)
                 fence()
                 if self._words[SEQUENCE] == sequence:
                     try:
-                        self._last = _decoded(record, n, double)
+                        if record is not None:
+                            kind, state = _decoded(record)
+                        state = _with_n(state, kind, n, double)
+                        self._known = sequence, kind, state
                     except ValueError:  # nothing that an Updater writes
                         pass
                     break
             if attempt >= _SPINS:  # a writer in a thread of this process needs the GIL to go on
                 sleep(0)
-        return self._last.copy()
+        return state.copy()
 
     def release(self) -> None:
         """Let go of the buffer, which cannot be closed before; `snapshot` and `started_at` stay as they are."""
         last = Slot(bytearray(self.buffer))
-        last._last = self._last
+        last._known = self._known
         self._words.release()
         self._doubles.release()
         self.buffer.release()
         self.buffer, self._words, self._doubles = last.buffer, last._words, last._doubles
 
 
-def _decoded(record: bytes, n_int: int, n_double: float) -> ProgressState:
-    if record[PHASE_BYTE] != STARTED:
-        return ProgressState(n=0, total=None, status=PENDING)
-    n_kind = record[N_KIND_BYTE]
-    n = n_int if n_kind == INT else n_double if n_kind == FLOAT else _number(record, N, n_kind)
+def _with_n(state: ProgressState, kind: int, n: int, double: float) -> ProgressState:
+    if kind == INT:
+        return {"n": n, "total": state["total"], "status": state["status"]}
+    if kind == FLOAT:
+        if not isfinite(double):
+            raise ValueError
+        return {"n": double, "total": state["total"], "status": state["status"]}
+    return state  # such a large int does not change alone
+
+
+def _decoded(record: bytes) -> tuple[int, ProgressState]:
+    """The kind of n, and the state."""
+    kind = record[N_KIND_BYTE]
+    n = _number(record, N, kind)
     total = _number(record, TOTAL, record[TOTAL_KIND_BYTE])
     length = int.from_bytes(record[STATUS_LENGTH_BYTE : STATUS_LENGTH_BYTE + 2], "little")
-    if n is None or not isfinite(n) or (total is not None and not 0 <= total < float("inf")) or length > STATUS_SIZE:
+    if n is None or (total is not None and not 0 <= total < float("inf")) or length > STATUS_SIZE:
         raise ValueError
     status = record[STATUS_BYTE : STATUS_BYTE + length].decode()
-    return ProgressState(n=n, total=total, status=status or RUNNING)
+    return kind, {"n": n, "total": total, "status": status or RUNNING}
 
 
 def _number(record: bytes, word: int, kind: int) -> int | float | None:

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 from .delivery import INTERVAL, Board, Feed, Ticker
 from .slots import Slot
-from .state import PENDING, RUNNING, ProgressState
+from .state import CANCELLED, DONE, FAILED, PENDING, RUNNING, ProgressState
 
 
 def _resolve(done: "asyncio.Future[None]") -> None:
@@ -23,11 +23,18 @@ def _resolve(done: "asyncio.Future[None]") -> None:
         done.set_result(None)
 
 
+_WITHOUT_PROGRESS = {status: ProgressState(n=0, total=None, status=status) for status in (DONE, FAILED, CANCELLED)}
+"""Final states: a pool is handed functions by the thousand that report nothing. `Task.state` gives copies away."""
+
 Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
 
 class Task:
-    """What an executor's queue holds in place of the user's function. The board's lock guards all that changes."""
+    """What an executor's queue holds in place of the user's function.
+
+    Several threads use it without a lock, which would cost as much as all the rest: each writes what it has to say before it
+    reads what another may have said, so that of `start` and `request_cancel`, say, at least one sees the other.
+    """
 
     slot: Slot | None = None  # None while it is pending; and to the end if the function takes no progress
     cancel_requested = False
@@ -67,20 +74,18 @@ class Task:
         return self._final is not None
 
     def state(self) -> ProgressState:
-        with self.board.lock:
-            if self._final is not None:
-                return self._final.copy()
-            return self._state()
-
-    def _state(self) -> ProgressState:
-        if self.slot is not None:
-            return self.slot.snapshot()
+        """A snapshot; the final one once it has ended."""
+        slot = self.slot  # before the final state, as `finish` writes them the other way round
+        final = self._final
+        if final is not None:
+            return final.copy()
+        if slot is not None:
+            return slot.snapshot()
         return {"n": 0, "total": None, "status": PENDING if self.started_at is None else RUNNING}
 
     def since(self) -> float | None:
         """When it began to run, in seconds since the epoch; None if it has not, or never did."""
-        with self.board.lock:
-            return self.started_at if self.slot is None else self.slot.started_at
+        return self.started_at
 
     def start(self, slot: Slot | None, now: float | None) -> bool:
         """It leaves for where it runs, with `slot` for its progress; False if it was cancelled and must not.
@@ -88,47 +93,42 @@ class Task:
         `now` is the time if it runs at once.
         """
         board = self.board
-        with board.lock:
-            if board.cancelling:
-                self.cancel_requested = True
-            if self.cancel_requested or self._final is not None:
-                return False
-            self.slot = slot
-            self.started_at = now
-            board.running.add(self)
-            return True
+        self.slot = slot
+        self.started_at = now
+        board.running.add(self)
+        if board.cancelling:
+            self.cancel_requested = True
+        if self.cancel_requested:
+            self.slot = self.started_at = None
+            return False
+        return True
 
     def request_cancel(self) -> bool:
         """Ask it to stop; False if it has ended."""
-        with self.board.lock:
-            if self._final is not None:
-                return False
-            self.cancel_requested = True
-            if self.slot is not None:
-                self.slot.cancel()
-            return True
+        if self._final is not None:
+            return False
+        self.cancel_requested = True
+        slot = self.slot
+        if slot is not None:
+            slot.cancel()
+        return True
 
     def finish(self, status: str) -> None:
-        """Keep the final state, with this status, and give the slot back. The first call counts."""
+        """Keep the final state, with this status, and forget the slot. The first call counts."""
         if self._final is not None:
             return
-        with self.board.lock:
-            if self._final is not None:
-                return
-            state = self._state()
-            state["status"] = status
-            if self.slot is not None:
-                self.started_at = self.slot.started_at
-                self.slot = None
-                self.release_slot()
-            self.call = None
-            self.board.running.discard(self)
-            self._final = state
+        slot = self.slot
+        if slot is None:
+            final = _WITHOUT_PROGRESS[status]
+        else:
+            final = slot.snapshot()
+            final["status"] = status
+        self._final = final
+        self.slot = None
+        self.call = None
+        self.board.running.discard(self)
         if self.feed is not None:
             self.board.ended[self.feed] = None
-
-    def release_slot(self) -> None:
-        """The slot's memory may serve another task."""
 
 
 def takes_progress(call: Call) -> bool:
@@ -136,8 +136,13 @@ def takes_progress(call: Call) -> bool:
     fn, args, kwargs = call
     if "progress" in kwargs:
         return False
-    plain = type(fn) is FunctionType and not fn.__dict__
-    position = _position_in_code(fn.__code__) if plain else _position(fn)
+    if type(fn) is FunctionType and not fn.__dict__:
+        code = fn.__code__
+        if "progress" not in code.co_varnames:
+            return False
+        position = _position_in_code(code)
+    else:
+        position = _position(fn)
     return position is not None and (position < 0 or position >= len(args))
 
 
@@ -146,8 +151,6 @@ def _position_in_code(code: CodeType) -> int | None:
 
     For plain functions: closures are made anew for each task, and `inspect.signature` takes as long as a submit.
     """
-    if "progress" not in code.co_varnames:
-        return None
     position = code.co_varnames.index("progress")
     if position < code.co_posonlyargcount or position >= code.co_argcount + code.co_kwonlyargcount:
         return None

@@ -135,9 +135,20 @@ def test_a_write_that_never_ends_gives_the_last_consistent_snapshot(slot, update
     assert slot.snapshot() == before == {"n": 3, "total": 5, "status": "x"}
 
 
-def test_a_write_that_never_ended_is_pending_if_there_was_no_snapshot_before(slot):
+def test_a_write_that_never_ended_says_running_if_there_was_no_snapshot_before(slot):
     slot.buffer.cast("q")[SEQUENCE] = 1
-    assert slot.snapshot() == PENDING
+    assert slot.snapshot() == {"n": 0, "total": None, "status": "running"}
+
+
+@pytest.mark.parametrize("n", [5, 0.5, 2**100])
+def test_a_count_is_seen_though_nothing_else_changed_and_what_is_broken_off_then_too(slot, updater, n):
+    progress = updater(slot.buffer)
+    progress._write(n, 2**101, "x")
+    slot.snapshot()
+    progress.update(1)
+    assert slot.snapshot() == {"n": n + 1, "total": 2**101, "status": "x"}
+    slot.buffer.cast("q")[SEQUENCE] |= 1
+    assert slot.snapshot() == {"n": n + 1, "total": 2**101, "status": "x"}
 
 
 def test_the_next_write_ends_one_that_was_broken_off(slot, updater):
@@ -247,6 +258,8 @@ def test_clearing_makes_it_the_slot_of_a_new_task(slot, updater):
     assert not slot.cancelled
     slot.buffer.cast("q")[SEQUENCE] = 1
     assert slot.snapshot() == PENDING
+    slot.start()
+    assert slot.snapshot() == {"n": 0, "total": None, "status": "running"}
 
 
 def test_a_started_slot_differs_from_an_empty_one_in_its_phase_and_the_time_only():

@@ -23,7 +23,7 @@ from functools import partial
 from multiprocessing import forkserver, parent_process
 from multiprocessing.context import BaseContext
 from multiprocessing.reduction import ForkingPickler
-from pickle import PicklingError
+from pickle import Pickler, PicklingError, loads
 from typing import Any, TypeVar
 
 from .._speedups import Updater
@@ -31,6 +31,7 @@ from ..arena import Arena, Segment
 from ..delivery import Board
 from ..futures import ProgressFuture
 from ..interrupts import SigintDeferred
+from ..state import ProgressState
 from ..tasks import Call, Task, takes_progress
 from .base import ProgressExecutor, executors_to_leave, leave_all
 
@@ -38,9 +39,13 @@ T = TypeVar("T")
 
 
 class ProcessTask(Task):
-    """Claims its slot when it is pickled for a worker, in the feeder thread of the pool's call queue."""
+    """Claims its slot when it is pickled for a worker, in the feeder thread of the pool's call queue.
+
+    A slot serves another task as soon as this one has ended: the board's lock keeps them apart.
+    """
 
     index: int | None = None
+    reports = False
 
     def __init__(self, board: Board, call: Call, arena: Arena) -> None:
         self.board = board
@@ -51,26 +56,59 @@ class ProcessTask(Task):
         call = self.call
         if call is None or self.cancel_requested:
             return RemoteTask, (None, False, b"")
-        payload = io.BytesIO()
-        try:
-            ForkingPickler(payload).dump(call)  # apart, so that it can fail by itself, here as in the worker
-        except BaseException as error:
-            # The feeder thread takes an IndexError for its empty buffer and drops the work item, an EPIPE for the end of its
-            # pipe, and does not survive what is no Exception: this future, or all of them, would never be done.
-            if isinstance(error, Exception) and not isinstance(error, (IndexError, OSError)):
-                raise
-            raise PicklingError(f"cannot pickle the call: {type(error).__name__}: {error}") from error
+        pickled = _dumps(call)  # apart, so that it can fail by itself, here as in the worker
         index, slot = self.arena.claim()
-        if not self.start(slot, None):
-            self.arena.release(index)
-            return RemoteTask, (None, False, b"")
-        self.index = index
-        return RemoteTask, (index, takes_progress(call), payload.getvalue())
+        with self.board.lock:
+            if self._final is not None or not self.start(slot, None):
+                self.arena.release(index)
+                return RemoteTask, (None, False, b"")
+            self.index = index
+            self.reports = takes_progress(call)
+        return RemoteTask, (index, self.reports, pickled)
 
-    def release_slot(self) -> None:
-        if self.index is not None:
-            self.arena.release(self.index)
-            self.index = None
+    def state(self) -> ProgressState:
+        with self.board.lock:
+            return super().state()
+
+    def since(self) -> float | None:
+        with self.board.lock:
+            return self.started_at if self.slot is None else self.slot.started_at
+
+    def request_cancel(self) -> bool:
+        with self.board.lock:
+            return super().request_cancel()
+
+    def finish(self, status: str) -> None:
+        if self._final is not None:
+            return
+        with self.board.lock:
+            if self.slot is not None:
+                self.started_at = self.slot.started_at
+                if not self.reports:
+                    self.slot = None  # nobody wrote to it: no need to read it
+            super().finish(status)
+            index, self.index = self.index, None
+            if index is not None:
+                self.arena.release(index)
+
+
+_reducers = ForkingPickler(io.BytesIO()).dispatch_table
+"""What multiprocessing pickles its own way: a view of its registry, which takes longer to make than to pickle a call."""
+
+
+def _dumps(call: Call) -> bytes:
+    pickled = io.BytesIO()
+    pickler = Pickler(pickled)
+    pickler.dispatch_table = _reducers
+    try:
+        pickler.dump(call)
+    except BaseException as error:
+        # The feeder thread takes an IndexError for its empty buffer and drops the work item, an EPIPE for the end of its
+        # pipe, and does not survive what is no Exception: this future, or all of them, would never be done.
+        if isinstance(error, Exception) and not isinstance(error, (IndexError, OSError)):
+            raise
+        raise PicklingError(f"cannot pickle the call: {type(error).__name__}: {error}") from error
+    return pickled.getvalue()
 
 
 class RemoteTask:
@@ -94,7 +132,7 @@ class RemoteTask:
         slot.start()
         if slot.cancelled:
             raise CancelledError
-        fn, args, kwargs = ForkingPickler.loads(self.call)
+        fn, args, kwargs = loads(self.call)
         self.call = b""
         if not self.takes_progress:
             return fn(*args, **kwargs)
