@@ -27,7 +27,7 @@ def calling(statement: str, **names: Any) -> Callable[[int], None]:
     The statement is written out many times, so that the loop around it does not count: it would make any two alike.
     """
     body = "".join(f"        {statement}\n" for _ in range(UNROLLED))
-    source = f"def run(rounds, {', '.join(names)}):\n    for _ in repeat(None, rounds):\n{body}"
+    source = f"def run({', '.join(['rounds', *names])}):\n    for _ in repeat(None, rounds):\n{body}"
     space: dict[str, Any] = {"repeat": repeat}
     exec(source, space)
     run = space["run"]

@@ -182,11 +182,11 @@ class ProgressFuture(Future[T]):
         CancelledError (of concurrent.futures) if it was cancelled, TimeoutError after `timeout` seconds, RuntimeError in a
         progress callback of this very future while it is not done.
         """
-        if self._state == FINISHED and self._exception is None and self._task.feed is None:
-            return self._result  # type: ignore[return-value]  # a done future changes no more: no need for its lock
         try:
             if self._state in _UNDONE or self._task.feed is not None:
                 self._wait(timeout)
+            if self._state == FINISHED and self._exception is None:
+                return self._result  # type: ignore[return-value]  # a done future changes no more: no need for its lock
             return super().result(0)
         finally:
             self = None  # type: ignore[assignment]  # as in the standard library: a traceback of the exception holds this frame
@@ -209,12 +209,14 @@ class ProgressFuture(Future[T]):
                 for pause in waiting(timeout):
                     if task.lazy:
                         task.run_here()
-                    task.board.pump()
-                    self._deliver()
+                    if task.board.watched:
+                        task.board.pump()
+                        self._deliver()
                     with self._condition:
+                        if self._state in _UNDONE:
+                            self._condition.wait(pause)
                         if self._state not in _UNDONE:
                             break
-                        self._condition.wait(pause)
             self._deliver()
         finally:
             self = None  # type: ignore[assignment]

@@ -10,23 +10,37 @@ cdef extern from *:
     #define pe_fence() __atomic_thread_fence(__ATOMIC_SEQ_CST)
     #endif
 
+    /* An int of one digit, read in place: a call of the C API takes as long as all the rest of a step. */
+    static CYTHON_INLINE int pe_one_digit(PyObject *number, long long *value) {
+        PyLongObject *digits = (PyLongObject *)number;
+    #if PY_VERSION_HEX >= 0x030C0000
+        if (!PyUnstable_Long_IsCompact(digits)) return 0;
+        *value = PyUnstable_Long_CompactValue(digits);
+    #else
+        Py_ssize_t size = Py_SIZE(digits);  /* with the sign */
+        if (size < -1 || size > 1) return 0;
+        *value = (long long)size * digits->ob_digit[0];
+    #endif
+        return 1;
+    }
+
+    static int pe_several_digits(PyObject *number, long long *value) {
+        int overflow;
+        PyObject *exact;
+        if (!PyIndex_Check(number)) return 0;
+        exact = PyNumber_Index(number);
+        if (!exact) {
+            PyErr_Clear();  /* the slow path looks again, and complains */
+            return 0;
+        }
+        *value = PyLong_AsLongLongAndOverflow(exact, &overflow);
+        Py_DECREF(exact);
+        return !overflow;
+    }
+
     /* The value of an int, or of what has __index__ (NumPy's integers), that fits a long long; 0 for all else. */
     static CYTHON_INLINE int pe_small(PyObject *number, long long *value) {
-        int overflow;
-        if (!PyLong_CheckExact(number)) {
-            PyObject *exact;
-            if (!PyIndex_Check(number)) return 0;
-            exact = PyNumber_Index(number);
-            if (!exact) {
-                PyErr_Clear();  /* the slow path looks again, and complains */
-                return 0;
-            }
-            *value = PyLong_AsLongLongAndOverflow(exact, &overflow);
-            Py_DECREF(exact);
-            return !overflow;
-        }
-        *value = PyLong_AsLongLongAndOverflow(number, &overflow);
-        return !overflow;
+        return (PyLong_CheckExact(number) && pe_one_digit(number, value)) || pe_several_digits(number, value);
     }
 
     /* The value of a float; 0 for all else. */
@@ -38,9 +52,13 @@ cdef extern from *:
 
     /* a + b into *sum, or 0 where a long long cannot hold it. */
     static CYTHON_INLINE int pe_add(long long a, long long b, long long *sum) {
+    #if defined(__GNUC__)
+        return !__builtin_add_overflow(a, b, sum);
+    #else
         if (b > 0 ? a > LLONG_MAX - b : a < LLONG_MIN - b) return 0;
         *sum = a + b;
         return 1;
+    #endif
     }
 
     /* The next item, or NULL with StopIteration or what the iterator raised; says whether there is one to be counted. */

@@ -468,21 +468,19 @@ def _interpreted_update(self: Updater, amount: Any = 1) -> None:
     # The GIL is offered at calls and backward jumps only (CPython 3.11 to 3.13): nothing comes between the test
     # of the control word and the store.
     words = self._words
-    try:
-        if not words[CONTROL]:
-            if amount.__class__ is int:
-                n = self._n + amount
-                words[N] = n
-                self._n = n
+    if words[CONTROL] == 0:
+        if amount.__class__ is int:
+            try:
+                words[N] = self._n = self._n + amount
                 return
-        elif words[CONTROL] == _FLOATING_WORD and type(amount) is float:
-            doubles = self._doubles
-            total = doubles[N] + amount
-            if total - total == 0.0 and words[CONTROL] == _FLOATING_WORD:  # isfinite() would be a call
-                doubles[N] = total
-                return
-    except ValueError:  # more than 64 bits
-        pass
+            except ValueError:  # more than 64 bits
+                pass
+    elif words[CONTROL] == _FLOATING_WORD and type(amount) is float:
+        doubles = self._doubles
+        total = doubles[N] + amount
+        if total - total == 0.0 and words[CONTROL] == _FLOATING_WORD:  # isfinite() would be a call
+            doubles[N] = total
+            return
     self._add(amount)
 
 
