@@ -16,7 +16,7 @@ from typing import Any
 
 import jobs
 import tasks
-from timing import Remote, Sample, calling, interleaved, row, timed, timed_iteration, without_the_heap
+from timing import Remote, Sample, calling, interleaved, row, settle, timed, timed_iteration
 
 import progress_executor
 from progress_executor._speedups import _updater
@@ -518,7 +518,7 @@ def main() -> None:
 
     warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads
     session = Session(options.quick, options.share, options.original, options.why_not)
-    without_the_heap()
+    settle()
     rows: Rows = []
     try:
         for part in (rates, iteration, updates, memory, imports, loop_costs, latencies):

@@ -54,7 +54,7 @@ def draw(report: Mapping[str, Any]) -> str:
     panels = {
         "iterate over a range": "for x in progress(range(n)): time per item",
         "progress.update(1)": "progress.update(1): time per call",
-        "no-op tasks, fork": "process pool: no-op tasks",
+        "no-op tasks, fork": "process pool: no-op tasks (mpire maps them, in chunks)",
     }
     parts: list[str] = []
     top = 10

@@ -8,6 +8,7 @@ them one after the other, so that a machine that slows down meanwhile changes th
 import gc
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -156,10 +157,15 @@ def judged(line: Mapping[str, Any], name: str) -> float | None:
     return float(figures["judged"]["median"]) if "judged" in figures else None
 
 
-def without_the_heap() -> None:
-    """Keep the garbage collector from walking through all that was imported, in whoever's sample it happens to start."""
+def settle() -> None:
+    """Begin alike, wherever this runs.
+
+    The garbage collector is kept from walking through all that was imported, in whoever's sample it happens to start; and
+    SIGINT is handled, which a shell ignores in the background, and then there is less to do.
+    """
     gc.collect()
     gc.freeze()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Remote:
@@ -193,7 +199,7 @@ class Remote:
 
 def serve(functions: Mapping[str, Callable[..., Any]]) -> None:
     """The other end of `Remote`: answer until the asking process closes the pipe."""
-    without_the_heap()
+    settle()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a peer prints is no answer
     for line in sys.stdin:
