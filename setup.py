@@ -50,7 +50,7 @@ def extensions() -> list[Extension]:
         compiler_directives={
             "language_level": 3,
             "binding": False,  # methods as C types have them: the interpreter calls those a third faster
-            "embedsignature": True,  # and inspect.signature finds theirs here
+            "embedsignature": True,  # and inspect.signature finds their parameters here
             "embedsignature.format": "clinic",
             "annotation_typing": False,  # an annotation is for mypy: a str must not make a TypeError of Cython's own
             "boundscheck": False,

@@ -1,8 +1,9 @@
 """`make bench`: what a step and a task cost, against their limits and against what a user would pick instead.
 
 Prints one table per interpreter, and writes bench/results.json and, made from it, docs/bench.svg. All contenders of a row
-take turns in one run (see timing.py for why that is not pyperf), so the ratios hold on any machine that is not too busy;
-a ratio is the median of the rounds' ratios, what follows in brackets is its quartiles.
+take turns in one run (see timing.py for why that is not pyperf; only the original, with its 20 tasks a second, is apart), so
+the ratios hold on any machine that is not too busy; a ratio is the median of the rounds' ratios, what follows in brackets is
+its quartiles.
 """
 
 import argparse

@@ -189,9 +189,13 @@ def iteration(session: Session) -> Rows:
         if name != "a generator" and session.original is not None:  # it takes what has a length
             step, original = name.removeprefix("a "), session.original
             contenders[ORIGINAL] = lambda step=step, original=original, count=count: original("iterate", step, count)
-        about = {"note": "An addition to memory and a test of the control word, on top of what a C iterator costs anyway."}
         limit = session.row(
-            f"iterate over {name}", "ns", contenders, 4, against="itertools.chain", targets={COMPILED: 1.1}, **about
+            f"iterate over {name}",
+            "ns",
+            contenders,
+            4,
+            against="itertools.chain",
+            targets={COMPILED: 1.1},
         )
         rows += [limit, against_another(limit, "tqdm", {INTERPRETED: 1.0})]
     return rows
@@ -221,8 +225,7 @@ def updates(session: Session) -> Rows:
             if session.original is not None:
                 original = session.original
                 contenders[ORIGINAL] = lambda statement=statement, original=original: original("step", statement, seconds)
-            about = {"note": "Parsing the arguments, then an addition to memory and a test of the control word."}
-            line = session.row(statement, "ns", contenders, 4, against="[].clear()", targets={COMPILED: 1.5}, **about)
+            line = session.row(statement, "ns", contenders, 4, against="[].clear()", targets={COMPILED: 1.5})
             rows += [line, against_another(line, "empty.clear()", {})]
             if statement == "progress.update(1)":
                 rows.append(against_another(line, "tqdm", {INTERPRETED: 0.7}))
@@ -230,8 +233,7 @@ def updates(session: Session) -> Rows:
     contenders = {form: timed(calling("progress(1)", progress=updater()), seconds) for form, updater in updaters().items()}
     contenders["{}.get(1)"] = timed(calling("{}.get(1)"), seconds)
     contenders["empty.get(1)"] = timed(calling("empty.get(1)", empty={}), seconds)
-    about = {"note": "A call of an object goes through tp_call, with a tuple made for its arguments."}
-    line = session.row("progress(1)", "ns", contenders, 3, against="{}.get(1)", targets={COMPILED: 1.5}, **about)
+    line = session.row("progress(1)", "ns", contenders, 3, against="{}.get(1)", targets={COMPILED: 1.5})
     rows += [line, against_another(line, "empty.get(1)", {})]
 
     amounts: dict[str, Any] = {"0.5": 0.5}
@@ -251,10 +253,7 @@ def updates(session: Session) -> Rows:
 
             bar = tqdm(total=MANY, file=io.StringIO())
             contenders["tqdm"] = timed(calling("progress.update(amount)", progress=bar, amount=amount), seconds)
-        about = {"note": "A float is one more addition; any other kind of number takes the lock and rewrites the record."}
-        rows.append(
-            session.row(f"progress.update({name})", "ns", contenders, 3, against="tqdm", targets={COMPILED: 0.5}, **about)
-        )
+        rows.append(session.row(f"progress.update({name})", "ns", contenders, 3, against="tqdm", targets={COMPILED: 0.5}))
     return rows
 
 
@@ -265,7 +264,7 @@ def rates(session: Session) -> Rows:
     rows = []
     remote = session.ours_interpreted
     for kind, count in (("fork", 1000), ("spawn", 1000), ("threads", 2000)):  # forks come before there are many threads
-        limit, limits = 1.5 if kind == "threads" else 1.25, "The standard library's pool, whose queues and locks it uses."
+        limit = 1.5 if kind == "threads" else 1.25
         for measure, number in (("rate", count), ("round_trips", count // 3)):
             contenders: dict[str, Sample] = {
                 COMPILED: lambda k=kind, m=measure, n=number: getattr(tasks, m)(k, True, n),
@@ -278,7 +277,8 @@ def rates(session: Session) -> Rows:
                     stack.enter_context(tasks.on_one_core())
                 if measure == "rate":
                     contenders |= pool_peers(session, kind, number, stack)
-                title = f"no-op tasks, {kind}" if measure == "rate" else f"no-op tasks one by one, {kind}"
+                where = "threads on one core" if kind == "threads" else kind
+                title = f"no-op tasks, {where}" if measure == "rate" else f"no-op tasks one by one, {where}"
                 rows.append(
                     session.row(
                         title,
@@ -287,7 +287,6 @@ def rates(session: Session) -> Rows:
                         6 if kind == "threads" else 14,
                         against=LIBRARY,
                         targets=targets,
-                        note=limits,
                     )
                 )
     contenders = {
@@ -297,13 +296,12 @@ def rates(session: Session) -> Rows:
     }
     rows.append(
         session.row(
-            "2000 no-op tasks, each in create_task(future.check_for_progress())",
+            "2000 no-op tasks, each in create_task(future.check_for_progress()), on one core",
             "tasks/s",
             contenders,
             8,
             against=LIBRARY,
             targets={COMPILED: 1.5},
-            note="asyncio's own task per future, and its wake-up from another thread.",
         )
     )
     if session.original is not None:
@@ -383,7 +381,6 @@ def memory(session: Session) -> Rows:
         present = {name: sample for name, sample in contenders.items() if name not in session.missing}
         samples, errors = interleaved(present, 0, at_least=3, at_most=3)
         name = "a pending task" + (", processes" if kind == "spawn" else ", threads")
-        note = "The future's own lock and condition; ours adds what remembers the call, its feed and its state."
         rows.append(
             row(
                 f"memory of {name}",
@@ -392,7 +389,6 @@ def memory(session: Session) -> Rows:
                 errors | {k: v for k, v in session.missing.items() if k in contenders},
                 against=LIBRARY,
                 targets={COMPILED: 1.3},
-                note=note,
             )
         )
     return rows
@@ -424,7 +420,6 @@ def imports(session: Session) -> Rows:
             against="concurrent.futures, asyncio",
             targets={COMPILED: 15, INTERPRETED: 15},
             kind="more than",
-            note="asyncio; what a bar or a process needs comes when it is first used.",
         )
     ]
 
@@ -446,16 +441,14 @@ def loop_costs(session: Session) -> Rows:
                 12,
                 against=ten,
                 targets={many: 1.2},
-                note="A snapshot of each running task's slot; pending tasks are not looked at.",
             )
         )
-    note = "Ten looks per second at each running task."
     shares = {
         f"{COMPILED}, threads": lambda: tasks.idle_share("threads", seconds),
         f"{COMPILED}, processes": lambda: tasks.idle_share("fork", seconds),
     }
     targets = dict.fromkeys(shares, 0.5)
-    rows.append(session.row("an idle watch", "% of a core", shares, 8, targets=targets, kind="median", note=note))
+    rows.append(session.row("an idle watch", "% of a core", shares, 8, targets=targets, kind="median"))
     return rows
 
 
@@ -471,19 +464,17 @@ def latencies(session: Session) -> Rows:
         if kind == "threads" and session.original is not None:
             original = session.original
             calls[ORIGINAL] = lambda original=original: original("cancel_latencies", 5)
-        rows.append(
-            _latency(session, f"from cancel() to noticing, steps of 1 ms, {name}", calls, 3.0, "The step in progress.")
-        )
+        rows.append(_latency(session, f"from cancel() to noticing, steps of 1 ms, {name}", calls, 3.0))
         calls = {
             COMPILED: lambda kind=kind: tasks.progress_latencies(kind, writes),
             INTERPRETED: lambda kind=kind: remote("progress_latencies", kind, writes),
         }
-        rows.append(_latency(session, f"from the write to the callback, {name}", calls, 120.0, "The interval, 100 ms."))
+        rows.append(_latency(session, f"from the write to the callback, {name}", calls, 120.0))
     return rows
 
 
 def _latency(
-    session: Session, title: str, calls: dict[str, Callable[[], Sequence[float]]], at_most: float, note: str
+    session: Session, title: str, calls: dict[str, Callable[[], Sequence[float]]], at_most: float
 ) -> dict[str, Any]:
     samples: dict[str, list[float]] = {}
     errors = {name: session.missing[name] for name in calls if name in session.missing}
@@ -496,7 +487,7 @@ def _latency(
             except Exception as error:
                 errors[name] = f"{type(error).__name__}: {error}"
     targets = {COMPILED: at_most, INTERPRETED: at_most}
-    return row(title, "ms", samples, errors, targets=targets, kind="p99", note=note)
+    return row(title, "ms", samples, errors, targets=targets, kind="p99")
 
 
 def versions() -> dict[str, str]:

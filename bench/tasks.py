@@ -34,8 +34,8 @@ def make(kind: str, ours: bool, workers: int = WORKERS) -> Any:
 
 
 # Tasks per second. On which core a pool's threads and processes come to lie decides more than any of the contenders, and
-# stays so while the pool lives: each sample has a pool of its own, and threads, of which one runs at a time anyway, have one
-# core. Starting the pool is not in the figure.
+# stays so while the pool lives: each sample, but for the peers', has a pool of its own, and threads, of which one runs at a
+# time anyway, have one core. Starting the pool is not in the figure.
 
 
 @contextmanager
@@ -55,8 +55,14 @@ def on_one_core() -> Iterator[None]:
 @contextmanager
 def warm(kind: str, ours: bool) -> Iterator[Any]:
     with on_one_core() if kind == "threads" else nullcontext(), make(kind, ours) as executor:
+        # Tasks one after the other would leave it at one worker, where workers start on demand.
+        for future in [executor.submit(time.sleep, 0.2 if kind == "spawn" else 0.01) for _ in range(WORKERS)]:
+            future.result()
         for _ in range(20):
             executor.submit(jobs.nothing).result()
+        workers = executor._threads if kind == "threads" else executor._processes
+        if len(workers) != WORKERS:
+            raise RuntimeError(f"{len(workers)} workers, not {WORKERS}")
         yield executor
 
 

@@ -115,7 +115,6 @@ def row(
     against: str | None = None,
     targets: Mapping[str, float] | None = None,
     kind: str = "ratio",
-    note: str = "",
 ) -> dict[str, Any]:
     """One row of the table.
 
@@ -142,7 +141,6 @@ def row(
         "targets": dict(targets or {}),
         "figures": figures,
         "errors": dict(errors or {}),
-        "note": note,
         "raw": {name: list(values) for name, values in samples.items()},
     }
 

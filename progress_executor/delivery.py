@@ -122,6 +122,8 @@ class Feed:
         """Whether the task ended meanwhile, so that there is more to deliver."""
         finished = self.task.finished
         state = self.task.state()
+        if not finished and self.task.finished:  # in between: this state may be the final one
+            return True
         self._due = monotonic() + self.task.interval
         if finished:
             while self._listeners:  # taken out before the call: once is once, whatever the callback does
@@ -134,7 +136,10 @@ class Feed:
 
 
 class Board:
-    """What runs on one executor, and what ended there without having been told. Its lock guards the tasks' slots."""
+    """What runs on one executor, and what ended there without having been told.
+
+    The lock guards slots that serve one task after the other.
+    """
 
     def __init__(self) -> None:
         self.lock = threading.RLock()  # a signal handler may cancel, or a finalizer
@@ -151,10 +156,10 @@ class Board:
         if not self.watched:
             return
         thread = threading.get_ident()
-        for feed in tuple(self.ended):
+        for feed in self.ended.copy():
             if everyone or feed.driven_by(thread, feed.task in waited_for):
                 self.conclude(feed)
-        for task in tuple(self.running):
+        for task in self.running.copy():  # not tuple(): a task may start meanwhile
             feed_ = task.feed
             if feed_ is not None and feed_.driven_by(thread, task in waited_for):
                 feed_.deliver()

@@ -49,7 +49,12 @@ class ProgressFuture(Future[T]):
         """Have the task keep its final state, if the future is done."""
         state = self._state
         if state not in _UNDONE:
+            if state == FINISHED and self._is_cancellation(self._exception):  # set before the future was ours
+                state = self._state = CANCELLED_AND_NOTIFIED
             self._task.finish(status.CANCELLED if state != FINISHED else _outcome(self._exception))
+
+    def _is_cancellation(self, exception: BaseException | None) -> bool:
+        return isinstance(exception, asyncio.CancelledError) and self._task.cancel_requested
 
     def _invoke_callbacks(self) -> None:
         if self._task._final is None:
@@ -118,13 +123,12 @@ class ProgressFuture(Future[T]):
         A running task is only asked: `running()` stays True until it has stopped. If it returns a value all the same,
         the future keeps it.
         """
-        while True:
-            if self._cancel_pending():
-                return True
-            if self.done():
-                return self.cancelled()
-            if self._state == RUNNING and self._task.request_cancel():
-                return True
+        if self._cancel_pending():
+            return True
+        if self.done():
+            return self.cancelled()
+        # Its final state may be kept though it is not yet done.
+        return self._task.request_cancel() or self._task.state()["status"] == status.CANCELLED
 
     def _cancel_pending(self) -> bool:
         """Cancel the task unless it is running, as the standard library does; but whoever waits hears of it at once.
@@ -156,7 +160,7 @@ class ProgressFuture(Future[T]):
 
     def set_exception(self, exception: BaseException | None) -> None:
         """For executors. The CancelledError of a task that was asked to stop makes the future cancelled."""
-        if isinstance(exception, asyncio.CancelledError) and self._task.cancel_requested:
+        if self._is_cancellation(exception):
             self._task.finish(status.CANCELLED)
             with self._condition:
                 if self._state not in _UNDONE:

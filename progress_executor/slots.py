@@ -7,7 +7,7 @@ any bytes give a valid state.
 import sys
 from math import isfinite
 from time import sleep, time
-from typing import Any, Self
+from typing import Any
 
 from ._speedups import fence
 from ._speedups._layout import (
@@ -56,13 +56,6 @@ class Slot:
         self._doubles = self.buffer.cast("d")
         self._known = _AT_FIRST
 
-    @classmethod
-    def started(cls) -> Self:
-        """A slot in memory of its own, for a task that begins now."""
-        slot = cls()
-        slot.start()
-        return slot
-
     def clear(self) -> None:
         """Make it the slot of a new task."""
         self.buffer[:] = EMPTY
@@ -109,9 +102,8 @@ class Slot:
                 fence()
                 if self._words[SEQUENCE] == sequence:
                     try:
-                        if record is not None:
-                            kind, state = _decoded(record)
-                        state = _with_n(state, kind, n, double)
+                        kind, found = (kind, state) if record is None else _decoded(record)
+                        state = _with_n(found, kind, n, double)
                         self._known = sequence, kind, state
                     except ValueError:  # nothing that an Updater writes
                         pass

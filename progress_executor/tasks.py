@@ -32,8 +32,8 @@ Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 class Task:
     """What an executor's queue holds in place of the user's function.
 
-    Several threads use it without a lock, which would cost as much as all the rest: each writes what it has to say before it
-    reads what another may have said, so that of `start` and `request_cancel`, say, at least one sees the other.
+    Several threads use it without a lock, which would cost as much as all the rest. Whoever starts it or asks it to stop
+    writes first and then reads what the other wrote, so that at least one sees the other; and `finish` may be run twice.
     """
 
     slot: Slot | None = None  # None while it is pending; and to the end if the function takes no progress
@@ -94,13 +94,15 @@ class Task:
         """
         board = self.board
         self.slot = slot
-        self.started_at = now
         board.running.add(self)
         if board.cancelling:
             self.cancel_requested = True
         if self.cancel_requested:
-            self.slot = self.started_at = None
             return False
+        if now is not None:
+            self.started_at = now
+            if slot is not None:
+                slot.start()
         return True
 
     def request_cancel(self) -> bool:
@@ -115,9 +117,9 @@ class Task:
 
     def finish(self, status: str) -> None:
         """Keep the final state, with this status, and forget the slot. The first call counts."""
+        slot = self.slot  # first, as in `state`
         if self._final is not None:
             return
-        slot = self.slot
         if slot is None:
             final = _WITHOUT_PROGRESS[status]
         else:
@@ -125,10 +127,10 @@ class Task:
             final["status"] = status
         self._final = final
         self.slot = None
-        self.call = None
         self.board.running.discard(self)
         if self.feed is not None:
             self.board.ended[self.feed] = None
+        self.call = None  # last: it may be what keeps an object alive that does something at its end
 
 
 def takes_progress(call: Call) -> bool:

@@ -220,6 +220,22 @@ def test_a_callback_added_while_the_task_ends_is_told_when_the_executor_is_left(
     assert [new["status"] for old, new in states] == ["done"]
 
 
+def test_a_task_that_ends_while_its_state_is_read_is_told_of_once(gate):
+    with ThreadPoolProgressExecutor() as executor:
+        future = executor.submit(jobs.wait_for, gate)
+        states = watch(future)
+        state = future._task.state
+
+        def end_and_read():
+            open_gate(gate)
+            until(future.done)
+            return state()
+
+        future._task.state = end_and_read
+        future._deliver()
+    assert [new["status"] for old, new in states] == ["done"]
+
+
 def test_a_callback_may_add_and_remove_callbacks(executor):
     future = executor.submit(jobs.count, 3)
     late = []
@@ -430,3 +446,48 @@ def test_the_final_state_is_whole_while_threads_of_the_task_still_write(pool_kin
             future = executor.submit(jobs.leave_a_thread_writing)
             future.result()
             assert future.state["n"] == 42
+
+
+class CancelsAtItsEnd:
+    """An argument that cancels its task's future when it is freed."""
+
+    future = None
+
+    def __del__(self):
+        self.future.cancel()
+
+
+@pytest.mark.parametrize("make", [ThreadPoolProgressExecutor, SyncProgressExecutor])
+def test_a_finalizer_of_an_argument_may_cancel_its_own_future(make, gate):
+    argument = CancelsAtItsEnd()
+    with make() as executor:
+        future = argument.future = executor.submit(lambda argument: jobs.wait_for(gate), argument)
+        del argument
+        open_gate(gate)
+        assert future.result(30) == "waited"
+
+
+def test_a_task_that_must_not_start_was_never_running():
+    with ThreadPoolProgressExecutor() as executor:
+        executor._board.cancelling = True  # as on Ctrl-C
+        future = executor.submit(jobs.count, 3)
+        states = watch(future)
+        until(future.done)
+    assert future.cancelled()
+    assert future._task.since() is None
+    assert [new["status"] for old, new in states] == ["cancelled"]
+
+
+def test_ctrl_c_while_a_sync_task_ends_keeps_its_value(monkeypatch):
+    with SyncProgressExecutor() as executor:
+        future = executor.submit(jobs.count, 3)
+        finish = future._task.finish
+
+        def finish_and_interrupt(status):
+            finish(status)
+            signal.raise_signal(signal.SIGINT)
+
+        monkeypatch.setattr(future._task, "finish", finish_and_interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            future.result()
+        assert future.result() == 3

@@ -203,7 +203,9 @@ def test_numbers_that_no_updater_writes_are_not_shown(slot, updater, word, value
     updater(slot.buffer)._write(1.0, 2.0, "x")
     before = slot.snapshot()
     slot.buffer.cast("d")[word] = value
-    assert slot.snapshot() == before
+    for _ in range(2):
+        assert slot.snapshot() == before
+        slot.buffer.cast("q")[SEQUENCE] += 2
 
 
 def test_a_status_longer_than_its_room_is_not_shown(slot, updater):
@@ -211,6 +213,7 @@ def test_a_status_longer_than_its_room_is_not_shown(slot, updater):
     before = slot.snapshot()
     slot.buffer[STATUS_BYTE:] = b"y" * (SLOT_SIZE - STATUS_BYTE)
     slot.buffer[STATUS_LENGTH_BYTE : STATUS_LENGTH_BYTE + 2] = (STATUS_SIZE + 1).to_bytes(2, "little")
+    slot.buffer.cast("q")[SEQUENCE] += 2
     assert slot.snapshot() == before
 
 

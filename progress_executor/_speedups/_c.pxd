@@ -24,7 +24,7 @@ cdef extern from *:
         return 1;
     }
 
-    static int pe_several_digits(PyObject *number, long long *value) {
+    static int pe_by_index(PyObject *number, long long *value) {
         int overflow;
         PyObject *exact;
         if (!PyIndex_Check(number)) return 0;
@@ -40,7 +40,7 @@ cdef extern from *:
 
     /* The value of an int, or of what has __index__ (NumPy's integers), that fits a long long; 0 for all else. */
     static CYTHON_INLINE int pe_small(PyObject *number, long long *value) {
-        return (PyLong_CheckExact(number) && pe_one_digit(number, value)) || pe_several_digits(number, value);
+        return (PyLong_CheckExact(number) && pe_one_digit(number, value)) || pe_by_index(number, value);
     }
 
     /* The value of a float; 0 for all else. */

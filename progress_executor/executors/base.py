@@ -97,7 +97,7 @@ class ProgressExecutor(Executor):
         with SigintDeferred():
             with self._board.lock:
                 self._board.cancelling = True
-                running = tuple(self._board.running)
+                running = self._board.running.copy()
             for task in running:
                 task.request_cancel()
             self._cancel_pending()

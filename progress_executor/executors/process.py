@@ -57,13 +57,14 @@ class ProcessTask(Task):
         if call is None or self.cancel_requested:
             return RemoteTask, (None, False, b"")
         pickled = _dumps(call)  # apart, so that it can fail by itself, here as in the worker
+        self.reports = takes_progress(call)
         index, slot = self.arena.claim()
         with self.board.lock:
             if self._final is not None or not self.start(slot, None):
+                self.slot = None
                 self.arena.release(index)
                 return RemoteTask, (None, False, b"")
             self.index = index
-            self.reports = takes_progress(call)
         return RemoteTask, (index, self.reports, pickled)
 
     def state(self) -> ProgressState:

@@ -14,6 +14,7 @@ from typing import Any
 from .._speedups import Updater
 from ..delivery import Board, Ticker
 from ..futures import ProgressFuture
+from ..interrupts import SigintDeferred
 from ..slots import Slot
 from ..tasks import Call, Task, takes_progress
 from .base import ProgressExecutor
@@ -46,20 +47,21 @@ class SyncTask(Task):
         try:
             with _cancelled_by_sigint(self):
                 result = self._run()
+            with SigintDeferred():
+                future.set_result(result)
         except KeyboardInterrupt:
-            self.cancel_requested = True
-            future.set_exception(asyncio.CancelledError())
+            if not future.done():
+                self.cancel_requested = True
+                future.set_exception(asyncio.CancelledError())
             raise
         except BaseException as error:
             future.set_exception(error)
             # The traceback holds this frame: break the cycle.
             future = None
-        else:
-            future.set_result(result)
 
     def _run(self) -> Any:
         call = self.call
-        slot = Slot.started() if call is not None and takes_progress(call) else None
+        slot = Slot() if call is not None and takes_progress(call) else None
         if call is None or not self.start(slot, time()):
             raise asyncio.CancelledError
         self._push(True)

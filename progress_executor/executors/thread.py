@@ -19,7 +19,7 @@ class ThreadTask(Task):
 
     def __call__(self) -> Any:
         call = self.call
-        slot = Slot.started() if call is not None and takes_progress(call) else None
+        slot = Slot() if call is not None and takes_progress(call) else None
         if call is None or not self.start(slot, time()):
             raise CancelledError
         fn, args, kwargs = call
