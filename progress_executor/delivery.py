@@ -213,6 +213,8 @@ class Ticker:
 
     def unwatch(self, task: Source, interval: float) -> None:
         """Nobody awaits it any more."""
+        if task.finished and task.ticker is self and task not in self._abandoned:
+            task.ticker = None  # a callback that is added later is for whoever waits then
         _take(self._watched, task.board)
         _take(self._intervals, interval)
         self._forget_if_idle()

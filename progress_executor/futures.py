@@ -170,7 +170,7 @@ class ProgressFuture(Future[T]):
                     waiter.add_cancelled(self)
                 self._condition.notify_all()
             self._invoke_callbacks()
-        elif isinstance(exception, BrokenExecutor) and self.cancelled():
+        elif isinstance(exception, BrokenExecutor) and self._state != RUNNING and not self.set_running_or_notify_cancel():
             # Up to 3.12 the manager thread of a broken process pool fails all its work items, the cancelled ones too,
             # and would die here of an InvalidStateError with the futures behind this one never done.
             pass
@@ -187,8 +187,8 @@ class ProgressFuture(Future[T]):
         progress callback of this very future while it is not done.
         """
         try:
-            if self._state in _UNDONE or self._task.feed is not None:
-                self._wait(timeout)
+            if (self._state in _UNDONE or self._task.feed is not None) and not self._wait(timeout):
+                raise TimeoutError
             if self._state == FINISHED and self._exception is None:
                 return self._result  # type: ignore[return-value]  # a done future changes no more: no need for its lock
             return super().result(0)
@@ -198,13 +198,14 @@ class ProgressFuture(Future[T]):
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What the task raised, None if it returned; waits and raises like `result`."""
         try:
-            if self._state in _UNDONE or self._task.feed is not None:
-                self._wait(timeout)
+            if (self._state in _UNDONE or self._task.feed is not None) and not self._wait(timeout):
+                raise TimeoutError
             return super().exception(0)
         finally:
             self = None  # type: ignore[assignment]
 
-    def _wait(self, timeout: float | None) -> None:
+    def _wait(self, timeout: float | None) -> bool:
+        """Whether it is done; then the final state has been told, if that is for this thread to do."""
         task = self._task
         try:
             if self._state in _UNDONE:
@@ -221,7 +222,9 @@ class ProgressFuture(Future[T]):
                             self._condition.wait(pause)
                         if self._state not in _UNDONE:
                             break
+            done = self._state not in _UNDONE  # before the last delivery: what ends after it has not been told
             self._deliver()
+            return done
         finally:
             self = None  # type: ignore[assignment]
 

@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar
 from ..delivery import Board
 from ..futures import ProgressFuture
 from ..interrupts import SigintDeferred
-from ..tasks import Call
+from ..tasks import Call, Task
 
 T = TypeVar("T")
 
@@ -138,6 +138,13 @@ class ProgressExecutor(Executor):
                 cancelled = error
                 self._cancel_all()
         return cancelled
+
+
+def adopt(item: Any) -> None:
+    """Make the future of a pool's work item ours, if `submit` made that."""
+    task = item.fn if hasattr(item, "fn") else item.task[0]  # from 3.14 on, in a thread pool
+    if isinstance(task, Task):
+        ProgressFuture._adopt(item.future, task)
 
 
 def _pauses() -> Iterator[float]:

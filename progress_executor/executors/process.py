@@ -33,7 +33,7 @@ from ..futures import ProgressFuture
 from ..interrupts import SigintDeferred
 from ..state import ProgressState
 from ..tasks import Call, Task, takes_progress
-from .base import ProgressExecutor, executors_to_leave, leave_all
+from .base import ProgressExecutor, adopt, executors_to_leave, leave_all
 
 T = TypeVar("T")
 
@@ -199,6 +199,17 @@ def _sigint_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
+class _WorkItems(dict[int, Any]):
+    """The pool's work items, which makes futures ours before the manager thread can see them.
+
+    Later, it might be in one of the plain future's methods already, which does not know what `cancel` does.
+    """
+
+    def __setitem__(self, number: int, item: Any) -> None:
+        adopt(item)
+        super().__setitem__(number, item)
+
+
 class ProcessPoolProgressExecutor(ProgressExecutor, ProcessPoolExecutor):
     """A `concurrent.futures.ProcessPoolExecutor`, with all its arguments, whose futures have progress.
 
@@ -222,6 +233,8 @@ class ProcessPoolProgressExecutor(ProgressExecutor, ProcessPoolExecutor):
         self._manager: weakref.ref[threading.Thread] | None = None
         self._initializer = _start_worker
         self._initargs = (self._arena, initializer, initargs)
+        self._pending_work_items = _WorkItems()
+        self._call_queue.pending_work_items = self._pending_work_items  # type: ignore[attr-defined]
         self._set_up()
         executors_to_leave.add(self)
 
@@ -229,7 +242,7 @@ class ProcessPoolProgressExecutor(ProgressExecutor, ProcessPoolExecutor):
         task = ProcessTask(self._board, call, self._arena)
         with SigintDeferred():
             self._arena.open()
-            return ProgressFuture._adopt(ProcessPoolExecutor.submit(self, task), task)  # type: ignore[arg-type]
+            return ProcessPoolExecutor.submit(self, task)  # type: ignore[return-value, arg-type]
 
     def map(
         self, fn: Callable[..., T], *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1

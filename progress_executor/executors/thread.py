@@ -4,6 +4,7 @@ import threading
 from asyncio import CancelledError
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from time import time
 from typing import Any
 
@@ -11,7 +12,7 @@ from .._speedups import Updater
 from ..futures import ProgressFuture
 from ..slots import Slot
 from ..tasks import Call, Task, takes_progress
-from .base import ProgressExecutor, executors_to_leave, leave_all
+from .base import ProgressExecutor, adopt, executors_to_leave, leave_all
 
 
 class ThreadTask(Task):
@@ -28,6 +29,18 @@ class ThreadTask(Task):
         return fn(*args, **kwargs)
 
 
+class _WorkQueue(SimpleQueue[Any]):
+    """The pool's queue, which makes futures ours before a worker can see them.
+
+    Later, a worker might be in one of the plain future's methods already, which does not know what `cancel` does.
+    """
+
+    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
+        if item is not None:
+            adopt(item)
+        super().put(item)
+
+
 class ThreadPoolProgressExecutor(ProgressExecutor, ThreadPoolExecutor):
     """A `concurrent.futures.ThreadPoolExecutor`, with all its arguments, whose futures have progress."""
 
@@ -39,12 +52,12 @@ class ThreadPoolProgressExecutor(ProgressExecutor, ThreadPoolExecutor):
         initargs: tuple[Any, ...] = (),
     ) -> None:
         ThreadPoolExecutor.__init__(self, max_workers, thread_name_prefix, initializer, initargs)
+        self._work_queue = _WorkQueue()
         self._set_up()
         executors_to_leave.add(self)
 
     def _enqueue(self, call: Call) -> ProgressFuture[Any]:
-        task = ThreadTask(self._board, call)
-        return ProgressFuture._adopt(ThreadPoolExecutor.submit(self, task), task)
+        return ThreadPoolExecutor.submit(self, ThreadTask(self._board, call))  # type: ignore[return-value]
 
     def _leave(self) -> None:
         if threading.current_thread() in self._threads:
