@@ -1,7 +1,6 @@
 """`ProgressFuture`: a `concurrent.futures.Future` that knows its task's progress and can stop it.
 
-The standard library's pools make plain futures; the executors turn each into one of ours after `submit`. The task may have
-ended by then, so nothing depends on a method of ours having been called: what can be is derived from the future's state.
+The standard library's pools make plain futures; the executors turn each into one of ours as it enters its pool's queue.
 """
 
 import asyncio
