@@ -13,6 +13,7 @@ import sys
 import sysconfig
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
+from functools import partial
 from typing import NamedTuple
 
 from . import ProcessPoolProgressExecutor, ProgressExecutor, SyncProgressExecutor, ThreadPoolProgressExecutor, Updater
@@ -76,7 +77,9 @@ def _walk(folder: str, report: Callable[[str], None]) -> Iterator[str]:
 def _digest_file(path: str, progress: Updater) -> tuple[bytes, int]:
     digest, size = hashlib.sha256(), 0
     with open(path, "rb") as file:
-        while chunk := file.read(CHUNK):
+        # Not `while chunk := ...`: CPython 3.13 leaves the jump back of such a loop out of its exception table, and a
+        # KeyboardInterrupt that comes there leaves the file open.
+        for chunk in iter(partial(file.read, CHUNK), b""):
             digest.update(chunk)
             size += len(chunk)
             progress.update(len(chunk))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _UNDONE = (PENDING, RUNNING)
+_CANCELLED = (CANCELLED, CANCELLED_AND_NOTIFIED)
 
 
 class ProgressFuture(Future[T]):
@@ -34,31 +35,19 @@ class ProgressFuture(Future[T]):
 
     @classmethod
     def _adopt(cls, future: "Future[T]", task: Task) -> "ProgressFuture[T]":
-        """Turn the plain future of `task` into one of ours."""
+        """Turn the plain future of `task`, which nobody else has seen yet, into one of ours."""
         waiters = future._waiters = _Waiters()
         waiters.task = future._task = task  # type: ignore[attr-defined]
         future.__class__ = cls
-        if future._state == CANCELLED:  # by the pool's `shutdown`, in another thread
-            future.set_running_or_notify_cancel()
-        if future._state not in _UNDONE:
-            future._settle()  # type: ignore[attr-defined]
         return future  # type: ignore[return-value]
 
     def _settle(self) -> None:
-        """Have the task keep its final state, if the future is done."""
-        state = self._state
-        if state not in _UNDONE:
-            if state == FINISHED and self._is_cancellation(self._exception):  # set before the future was ours
-                state = self._state = CANCELLED_AND_NOTIFIED
-            self._task.finish(status.CANCELLED if state != FINISHED else _outcome(self._exception))
+        """Have the task keep its final state also in the moment in which only the future knows that it was cancelled."""
+        if self._state in _CANCELLED:
+            self._task.finish(status.CANCELLED)
 
     def _is_cancellation(self, exception: BaseException | None) -> bool:
         return isinstance(exception, asyncio.CancelledError) and self._task.cancel_requested
-
-    def _invoke_callbacks(self) -> None:
-        if self._task._final is None:
-            self._settle()  # the pool called `set_result` before the future was ours
-        super()._invoke_callbacks()  # type: ignore[misc]
 
     # Progress
 
@@ -136,7 +125,7 @@ class ProgressFuture(Future[T]):
         """
         cancelled = super().cancel()
         if cancelled:
-            self._settle()
+            self._task.finish(status.CANCELLED)
             self.set_running_or_notify_cancel()
         return cancelled
 
@@ -168,13 +157,13 @@ class ProgressFuture(Future[T]):
                 for waiter in self._waiters:
                     waiter.add_cancelled(self)
                 self._condition.notify_all()
-            self._invoke_callbacks()
+            self._invoke_callbacks()  # type: ignore[attr-defined]
         elif isinstance(exception, BrokenExecutor) and self._state != RUNNING and not self.set_running_or_notify_cancel():
             # Up to 3.12 the manager thread of a broken process pool fails all its work items, the cancelled ones too,
             # and would die here of an InvalidStateError with the futures behind this one never done.
             pass
         else:
-            self._task.finish(_outcome(exception))
+            self._task.finish(status.DONE if exception is None else status.FAILED)
             super().set_exception(exception)
 
     # Waiting
@@ -330,10 +319,6 @@ class _Watch(Coroutine[Any, Any, T]):
     def __await__(self) -> Generator[Any, Any, T]:
         self._begun = True
         return self._coroutine.__await__()
-
-
-def _outcome(exception: BaseException | None) -> str:
-    return status.DONE if exception is None else status.FAILED
 
 
 def _current_task() -> "asyncio.Task[Any] | None":

@@ -367,6 +367,25 @@ def test_cancelling_notifies_waiters_and_done_callbacks(pool, gate):
     assert list(concurrent.futures.as_completed([future])) == [future]
 
 
+def test_done_callbacks_of_pending_tasks_that_are_cancelled_find_the_final_state(pool, gate):
+    for _ in range(5):
+        pool.submit(jobs.step_until, gate)
+    asked, waited = pool.submit(jobs.count, 3), pool.submit(jobs.count, 3)
+    states, found = watch(waited), []
+
+    def wait_and_look(future):
+        with pytest.raises(concurrent.futures.CancelledError):
+            future.result()
+        found.append(states[-1][1])
+
+    asked.add_done_callback(lambda future: found.append(future.state))
+    waited.add_done_callback(wait_and_look)
+    asked.cancel()
+    waited.cancel()
+    assert found == [{"n": 0, "total": None, "status": "cancelled"}] * 2
+    open_gate(gate)
+
+
 def test_a_callback_may_cancel_the_task_that_it_watches(executor):
     future = executor.submit(jobs.count_slowly, 10**6, 0.001)
     future.add_progress_callback(lambda old, new: new["n"] and future.cancel())

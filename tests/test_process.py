@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import errno
+import gc
 import multiprocessing
 import os
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from multiprocessing import resource_tracker
 
 import pytest
 
@@ -203,7 +205,8 @@ if __name__ == "__main__":
 def test_workers_end_when_their_caller_is_killed(method, tmp_path):
     script = tmp_path / "caller.py"
     script.write_text(CALLER)
-    with subprocess.Popen([sys.executable, script, method], stdout=subprocess.PIPE, text=True) as caller:
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}  # where the forkserver's socket stays behind
+    with subprocess.Popen([sys.executable, script, method], stdout=subprocess.PIPE, text=True, env=environment) as caller:
         workers = [int(pid) for pid in caller.stdout.readline().split()]
         caller.send_signal(signal.SIGKILL)
     assert len(workers) == 2
@@ -360,6 +363,27 @@ def test_ctrl_c_at_any_moment_of_starting_and_submitting_ends_the_pool(method, t
     assert "KeyboardInterrupt" in errors
     until(lambda: not session(caller.pid), "the end of all processes")
     assert not segments(caller.pid)
+
+
+@needs_shm
+def test_ctrl_c_while_a_pool_is_made_leaves_no_semaphore(monkeypatch):
+    register = resource_tracker.register
+
+    def interrupted(name, kind):  # the semaphore is there, and nobody would remove it
+        monkeypatch.undo()
+        signal.raise_signal(signal.SIGINT)
+        register(name, kind)
+
+    before = semaphores()
+    monkeypatch.setattr(resource_tracker, "register", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ProcessPoolProgressExecutor(1, multiprocessing.get_context("spawn"))
+    gc.collect()
+    assert semaphores() == before
+
+
+def semaphores():
+    return {name for name in os.listdir(SHM) if name.startswith("sem.mp-")}
 
 
 def session(leader):

@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar
 from ..delivery import Board
 from ..futures import ProgressFuture
 from ..interrupts import SigintDeferred
-from ..tasks import Call, Task
+from ..tasks import Call
 
 T = TypeVar("T")
 
@@ -141,10 +141,9 @@ class ProgressExecutor(Executor):
 
 
 def adopt(item: Any) -> None:
-    """Make the future of a pool's work item ours, if `submit` made that."""
+    """Make the future of a pool's work item ours."""
     task = item.fn if hasattr(item, "fn") else item.task[0]  # from 3.14 on, in a thread pool
-    if isinstance(task, Task):
-        ProgressFuture._adopt(item.future, task)
+    ProgressFuture._adopt(item.future, task)
 
 
 def _pauses() -> Iterator[float]:

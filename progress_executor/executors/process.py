@@ -227,7 +227,8 @@ class ProcessPoolProgressExecutor(ProgressExecutor, ProcessPoolExecutor):
     ) -> None:
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
-        ProcessPoolExecutor.__init__(self, max_workers, mp_context, max_tasks_per_child=max_tasks_per_child)
+        with SigintDeferred():  # a semaphore that the resource tracker has not heard of would stay for ever
+            ProcessPoolExecutor.__init__(self, max_workers, mp_context, max_tasks_per_child=max_tasks_per_child)
         # Twice what workers and call queue hold: finished tasks keep their slots until the manager thread hears of them.
         self._arena = Arena(4 * self._max_workers + 4)  # type: ignore[attr-defined]
         self._manager: weakref.ref[threading.Thread] | None = None
@@ -308,11 +309,7 @@ class ProcessPoolProgressExecutor(ProgressExecutor, ProcessPoolExecutor):
     def _cancel_pending(self) -> None:
         # The standard library's cancel_futures would call `cancel()` of running tasks, too, and forget those that say True.
         for item in list(self._pending_work_items.values()):
-            future = item.future
-            if isinstance(future, ProgressFuture):
-                future._cancel_pending()
-            else:  # another thread is still in `submit`
-                future.cancel()
+            item.future._cancel_pending()  # type: ignore[attr-defined]
 
 
 def _run_chunk(fn: Callable[..., T], chunk: list[tuple[Any, ...]], progress: Updater) -> list[T]:
