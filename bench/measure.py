@@ -337,7 +337,7 @@ def pool_peers(session: Session, kind: str, count: int, stack: contextlib.ExitSt
             else pebble.ProcessPool(max_workers=tasks.WORKERS, context=multiprocessing.get_context(kind))
         )
         stack.enter_context(executor)
-        found["pebble"] = lambda: tasks.rate_of(executor.schedule, count if kind == "threads" else count // 10)
+        found["pebble"] = lambda: tasks.rate_of(executor.schedule, count)
     if kind == "spawn":
         found["loky"] = absent
         if "loky" not in missing:

@@ -14,10 +14,10 @@ from timing import calling, exhaust
 # The form, and the limit that is measured in the same way: a ratio to it says the same on another machine.
 LIMITS = {
     "iterate": "itertools.chain",
-    "update()": "[].clear()",
-    "update(1)": "[].clear()",
-    "update(0.5)": "[].clear()",
-    "progress(1)": "{}.get(1)",
+    "update()": "empty.clear()",
+    "update(1)": "empty.clear()",
+    "update(0.5)": "empty.clear()",
+    "progress(1)": "empty.get(1)",
 }
 NAMES = (
     *sorted(set(LIMITS.values())),
@@ -32,10 +32,10 @@ SHORT, LONG = 10_000, 60_000  # what differs by chance, such as where memory lie
 def path(name: str) -> Callable[[int], None]:
     if name == "itertools.chain":
         return lambda count: exhaust(itertools.chain(itertools.repeat(None, count)))
-    if name == "[].clear()":
-        return calling("empty.clear()", empty=[])
-    if name == "{}.get(1)":
-        return calling("empty.get(1)", empty={})
+    if name == "empty.clear()":
+        return calling(name, empty=[])
+    if name == "empty.get(1)":
+        return calling(name, empty={})
     form, step = name.split(" ", 1)
     if form == "compiled":
         from progress_executor._speedups._updater_c import Updater
