@@ -47,7 +47,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-def measured(version: str, interpreter: str, quick: bool, share: float) -> dict[str, Any]:
+def measured(version: str, interpreter: str, quick: bool) -> dict[str, Any]:
     print(f"CPython {version}: making its environments", flush=True)
     python = with_peers(version, interpreter)
     original, why_not = with_original(version, interpreter)
@@ -55,7 +55,7 @@ def measured(version: str, interpreter: str, quick: bool, share: float) -> dict[
         # A copy beside nothing, so that the installed package is found and not the checkout.
         scripts = shutil.copytree(ROOT / "bench", Path(folder) / "bench", ignore=shutil.ignore_patterns("__pycache__"))
         output = Path(folder) / "results.json"
-        command: list[Any] = [python, scripts / "measure.py", output, "--share", str(share)]
+        command: list[Any] = [python, scripts / "measure.py", output]
         command += ["--quick"] if quick else []
         command += ["--original", original] if original else ["--why-not", why_not]
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PROGRESS_"))}
@@ -139,7 +139,7 @@ def main() -> int:
         "interpreters": {},
     }
     for version, interpreter in found.items():
-        report["interpreters"][version] = measured(version, interpreter, options.quick, 1 / len(found))
+        report["interpreters"][version] = measured(version, interpreter, options.quick)
     about = report["machine"]
     width = max(100, shutil.get_terminal_size((160, 50)).columns)
     for results in report["interpreters"].values():

@@ -48,9 +48,8 @@ Rows = list[dict[str, Any]]
 class Session:
     """How long to measure, with whom, and what is not there."""
 
-    def __init__(self, quick: bool, share: float, original: str | None, why_not: str) -> None:
+    def __init__(self, quick: bool, original: str | None, why_not: str) -> None:
         self.quick = quick
-        self.share = 0.2 if quick else share
         self.missing: dict[str, str] = {}
         self.ours_interpreted = Remote(
             sys.executable, Path(__file__).with_name("tasks.py"), PROGRESS_EXECUTOR_NO_EXTENSIONS="1"
@@ -77,7 +76,7 @@ class Session:
     def row(self, title: str, unit: str, contenders: dict[str, Sample], seconds: float, **about: Any) -> dict[str, Any]:
         """Measure a row, without those who are missing."""
         present = {name: sample for name, sample in contenders.items() if name not in self.missing}
-        samples, errors = interleaved(present, seconds * self.share, 5 if self.share == 1 else 3)
+        samples, errors = interleaved(present, seconds / 5 if self.quick else seconds, 3 if self.quick else 5)
         errors |= {name: self.missing[name] for name in contenders if name in self.missing}
         return row(title, unit, samples, errors, **about)
 
@@ -478,7 +477,7 @@ def _latency(
 ) -> dict[str, Any]:
     samples: dict[str, list[float]] = {}
     errors = {name: session.missing[name] for name in calls if name in session.missing}
-    for _ in range(2 if session.share == 1 else 1):  # turn by turn
+    for _ in range(1 if session.quick else 2):  # turn by turn
         for name, call in calls.items():
             if name in errors:
                 continue
@@ -502,13 +501,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("output", type=Path)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--share", type=float, default=1, help="of the usual time, where several interpreters share it")
     parser.add_argument("--original", help="the Python of the environment that has progress-executor 0.5")
     parser.add_argument("--why-not", default="not asked for", help="why there is no such environment")
     options = parser.parse_args()
 
     warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads
-    session = Session(options.quick, options.share, options.original, options.why_not)
+    session = Session(options.quick, options.original, options.why_not)
     settle()
     rows: Rows = []
     try:

@@ -2,7 +2,6 @@
 
 import _signal  # type: ignore[import-not-found]
 import signal
-import threading
 from typing import Any
 
 _SIGINT = int(signal.SIGINT)  # as an enumeration it takes twice as long to find
@@ -21,11 +20,13 @@ class SigintDeferred:
     def __enter__(self) -> None:
         self._handler: Any = None
         self._noted: tuple[Any, ...] | None = None
-        if threading.get_ident() == threading.main_thread().ident:
-            handler = _signal.getsignal(_SIGINT)
-            if callable(handler):
-                self._handler = handler
+        handler = _signal.getsignal(_SIGINT)
+        if callable(handler):
+            try:
                 _signal.signal(_SIGINT, self._note)
+            except ValueError:  # not the main thread: no handler is called here
+                return
+            self._handler = handler
 
     def _note(self, *signum_and_frame: Any) -> None:
         self._noted = signum_and_frame

@@ -140,12 +140,6 @@ class ProgressExecutor(Executor):
         return cancelled
 
 
-def adopt(item: Any) -> None:
-    """Make the future of a pool's work item ours."""
-    task = item.fn if hasattr(item, "fn") else item.task[0]  # from 3.14 on, in a thread pool
-    ProgressFuture._adopt(item.future, task)
-
-
 def _pauses() -> Iterator[float]:
     """For how long to sleep between two looks at what has to end: a thousandth of a second, soon a fiftieth."""
     pause = 0.001

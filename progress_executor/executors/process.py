@@ -33,7 +33,7 @@ from ..futures import ProgressFuture
 from ..interrupts import SigintDeferred
 from ..state import ProgressState
 from ..tasks import Call, Task, takes_progress
-from .base import ProgressExecutor, adopt, executors_to_leave, leave_all
+from .base import ProgressExecutor, executors_to_leave, leave_all
 
 T = TypeVar("T")
 
@@ -206,7 +206,7 @@ class _WorkItems(dict[int, Any]):
     """
 
     def __setitem__(self, number: int, item: Any) -> None:
-        adopt(item)
+        ProgressFuture._adopt(item.future, item.fn)
         super().__setitem__(number, item)
 
 
@@ -242,7 +242,8 @@ class ProcessPoolProgressExecutor(ProgressExecutor, ProcessPoolExecutor):
     def _enqueue(self, call: Call) -> ProgressFuture[Any]:
         task = ProcessTask(self._board, call, self._arena)
         with SigintDeferred():
-            self._arena.open()
+            if self._manager is None:
+                self._arena.open()
             return ProcessPoolExecutor.submit(self, task)  # type: ignore[return-value, arg-type]
 
     def map(

@@ -12,7 +12,7 @@ from .._speedups import Updater
 from ..futures import ProgressFuture
 from ..slots import Slot
 from ..tasks import Call, Task, takes_progress
-from .base import ProgressExecutor, adopt, executors_to_leave, leave_all
+from .base import ProgressExecutor, executors_to_leave, leave_all
 
 
 class ThreadTask(Task):
@@ -37,7 +37,7 @@ class _WorkQueue(SimpleQueue[Any]):
 
     def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
         if item is not None:
-            adopt(item)
+            ProgressFuture._adopt(item.future, item.fn if hasattr(item, "fn") else item.task[0])  # the latter from 3.14 on
         super().put(item)
 
 
