@@ -152,6 +152,7 @@ def main() -> int:
         print(f"CPython {version}: not measured, it is not on this machine")
     if not found:
         return 1
+    report["seconds"] = round(time.monotonic() - start)
     RESULTS.write_text(json.dumps(report, indent=1) + "\n")
     PICTURE.parent.mkdir(exist_ok=True)
     PICTURE.write_text(draw(report))

@@ -77,7 +77,7 @@ def _walk(folder: str, report: Callable[[str], None]) -> Iterator[str]:
 def _digest_file(path: str, progress: Updater) -> tuple[bytes, int]:
     digest, size = hashlib.sha256(), 0
     with open(path, "rb") as file:
-        # Not `while chunk := ...`: CPython 3.13 leaves the jump back of such a loop out of its exception table, and a
+        # Not `while chunk := ...`: CPython 3.12 and 3.13 leave the jump back of that loop out of the exception table, and a
         # KeyboardInterrupt that comes there leaves the file open.
         for chunk in iter(partial(file.read, CHUNK), b""):
             digest.update(chunk)

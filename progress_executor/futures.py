@@ -7,7 +7,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
 from concurrent.futures import BrokenExecutor, Future, InvalidStateError
-from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
+from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import state as status
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _UNDONE = (PENDING, RUNNING)
-_CANCELLED = (CANCELLED, CANCELLED_AND_NOTIFIED)
 
 
 class ProgressFuture(Future[T]):
@@ -41,11 +40,6 @@ class ProgressFuture(Future[T]):
         future.__class__ = cls
         return future  # type: ignore[return-value]
 
-    def _settle(self) -> None:
-        """Have the task keep its final state also in the moment in which only the future knows that it was cancelled."""
-        if self._state in _CANCELLED:
-            self._task.finish(status.CANCELLED)
-
     def _is_cancellation(self, exception: BaseException | None) -> bool:
         return isinstance(exception, asyncio.CancelledError) and self._task.cancel_requested
 
@@ -54,7 +48,6 @@ class ProgressFuture(Future[T]):
     @property
     def state(self) -> ProgressState:
         """A snapshot of the task's progress; the final one once the future is done."""
-        self._settle()
         return self._task.state()
 
     def add_progress_callback(self, fn: ProgressCallback) -> None:
@@ -123,11 +116,21 @@ class ProgressFuture(Future[T]):
 
         There it is the worker that tells them when it comes across the work item, and nobody if the executor drops it.
         """
-        cancelled = super().cancel()
-        if cancelled:
-            self._task.finish(status.CANCELLED)
-            self.set_running_or_notify_cancel()
-        return cancelled
+        call = self._task.call  # what only the task keeps alive must not end, and run anybody's code, under the lock
+        with self._condition:
+            if self._state != PENDING:
+                return self._state == CANCELLED_AND_NOTIFIED
+            self._task.finish(status.CANCELLED)  # first: who sees that the future is cancelled finds the final state
+            self._become_cancelled()
+        self._invoke_callbacks()  # type: ignore[attr-defined]
+        del call
+        return True
+
+    def _become_cancelled(self) -> None:
+        self._state = CANCELLED_AND_NOTIFIED
+        for waiter in self._waiters:
+            waiter.add_cancelled(self)
+        self._condition.notify_all()
 
     def set_running_or_notify_cancel(self) -> bool:
         """For executors: False if the task must not run."""
@@ -153,10 +156,7 @@ class ProgressFuture(Future[T]):
             with self._condition:
                 if self._state not in _UNDONE:
                     raise InvalidStateError(f"{self._state}: {self!r}")
-                self._state = CANCELLED_AND_NOTIFIED
-                for waiter in self._waiters:
-                    waiter.add_cancelled(self)
-                self._condition.notify_all()
+                self._become_cancelled()
             self._invoke_callbacks()  # type: ignore[attr-defined]
         elif isinstance(exception, BrokenExecutor) and self._state != RUNNING and not self.set_running_or_notify_cancel():
             # Up to 3.12 the manager thread of a broken process pool fails all its work items, the cancelled ones too,
@@ -220,7 +220,6 @@ class ProgressFuture(Future[T]):
         task = self._task
         feed = task.feed
         if feed is not None and feed.driven_by(threading.get_ident(), waits=True):
-            self._settle()
             if task.finished:
                 task.board.conclude(feed)
             else:

@@ -2,6 +2,7 @@
 
 import _signal  # type: ignore[import-not-found]
 import signal
+import threading
 from typing import Any
 
 _SIGINT = int(signal.SIGINT)  # as an enumeration it takes twice as long to find
@@ -20,19 +21,21 @@ class SigintDeferred:
     def __enter__(self) -> None:
         self._handler: Any = None
         self._noted: tuple[Any, ...] | None = None
-        handler = _signal.getsignal(_SIGINT)
-        if callable(handler):
-            try:
+        if threading.get_ident() == threading.main_thread().ident:
+            handler = _signal.getsignal(_SIGINT)
+            if callable(handler):
+                self._handler = handler
                 _signal.signal(_SIGINT, self._note)
-            except ValueError:  # not the main thread: no handler is called here
-                return
-            self._handler = handler
 
     def _note(self, *signum_and_frame: Any) -> None:
         self._noted = signum_and_frame
 
     def __exit__(self, *exc_info: object) -> None:
         if self._handler is not None:
-            _signal.signal(_SIGINT, self._handler)
+            try:
+                _signal.signal(_SIGINT, self._handler)
+            except BaseException:  # of another signal's handler, which is called before this one is changed
+                _signal.signal(_SIGINT, self._handler)
+                raise
             if self._noted is not None:
                 self._handler(*self._noted)

@@ -1,18 +1,20 @@
 """A future's progress, its callbacks and its cancellation, on every executor."""
 
+import asyncio
 import concurrent.futures
 import contextlib
 import itertools
 import logging
 import signal
 import threading
+from concurrent.futures import Future
 
 import pytest
 
 from progress_executor import ProgressFuture, SyncProgressExecutor, ThreadPoolProgressExecutor
 
 from . import jobs
-from .conftest import open_gate, until
+from .conftest import make_executor, open_gate, until
 
 
 def watch(future):
@@ -259,8 +261,6 @@ def test_a_callback_that_waits_for_its_own_future_is_told_so(caplog):
 
 
 def test_leaving_the_executor_delivers_what_nobody_waited_for(pool_kind):
-    from .conftest import make_executor
-
     with make_executor(pool_kind) as executor:
         states = watch(executor.submit(jobs.count_slowly, 30, 0.01))
     assert states[-1][1] == {"n": 30, "total": 30, "status": "done"}
@@ -274,8 +274,6 @@ def pool_kind(request):
 
 @pytest.mark.parametrize("wait", [concurrent.futures.wait, lambda fs: list(concurrent.futures.as_completed(fs))])
 def test_wait_and_as_completed_deliver_while_they_block(pool_kind, wait):
-    from .conftest import make_executor
-
     with make_executor(pool_kind) as executor:
         future = executor.submit(jobs.count_slowly, 50, 0.01)
         states = watch(future)
@@ -386,6 +384,44 @@ def test_done_callbacks_of_pending_tasks_that_are_cancelled_find_the_final_state
     open_gate(gate)
 
 
+def test_the_executor_is_left_when_a_pending_task_that_is_being_cancelled_has_been_told(pool_kind, gate):
+    entered, go = threading.Event(), threading.Event()
+
+    def linger(_):
+        entered.set()
+        go.wait()
+
+    with make_executor(pool_kind) as executor:
+        for _ in range(5):
+            executor.submit(jobs.step_until, gate)
+        future = executor.submit(jobs.count, 3)
+        states = watch(future)
+        future.add_done_callback(linger)
+        thread = threading.Thread(target=future.cancel)
+        thread.start()
+        entered.wait()
+        open_gate(gate)
+    assert [new["status"] for _, new in states] == ["cancelled"]
+    go.set()
+    thread.join()
+
+
+def test_a_done_callback_that_raises_what_is_no_exception_leaves_the_future_cancelled_and_told(executor):
+    def stop(_):
+        raise asyncio.CancelledError
+
+    future = executor.submit(jobs.count, 3)
+    for _ in range(5):
+        future = executor.submit(jobs.count_slowly, 10, 0.01)
+    states = watch(future)
+    Future.add_done_callback(future, stop)
+    with contextlib.suppress(asyncio.CancelledError):
+        future.cancel()
+    assert future._task.call is None
+    executor.shutdown()
+    assert [new["status"] for _, new in states] == ["cancelled"]
+
+
 def test_a_callback_may_cancel_the_task_that_it_watches(executor):
     future = executor.submit(jobs.count_slowly, 10**6, 0.001)
     future.add_progress_callback(lambda old, new: new["n"] and future.cancel())
@@ -424,8 +460,6 @@ def test_cancel_from_many_threads_at_every_moment_ends_in_one_state():
 
 
 def test_wait_and_as_completed_deliver_the_final_state_before_they_return(pool_kind):
-    from .conftest import make_executor
-
     for wait in (concurrent.futures.wait, lambda fs: list(concurrent.futures.as_completed(fs))):
         with make_executor(pool_kind) as executor:
             future = executor.submit(jobs.count_slowly, 20, 0.001)
@@ -458,8 +492,6 @@ def test_a_signal_handler_may_ask_for_the_state_and_cancel(pool, gate):
 
 
 def test_the_final_state_is_whole_while_threads_of_the_task_still_write(pool_kind):
-    from .conftest import make_executor
-
     with make_executor(pool_kind) as executor:
         for _ in range(30):
             future = executor.submit(jobs.leave_a_thread_writing)
