@@ -1,24 +1,31 @@
-"""The tqdm adapter: a progress callback that owns one bar, and the closing of bars on a terminal.
+"""The tqdm adapter: a listener that owns one bar, and the screens on which such bars stand.
 
 The only module that knows tqdm.
 """
 
 import itertools
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
-from time import time
-from typing import Any, Literal, get_args
+from time import monotonic, time
+from typing import Any, ClassVar, Literal, get_args
+from weakref import WeakSet
 
+from .delivery import INTERVAL, afterwards
 from .interrupts import SigintDeferred
-from .state import CANCELLED, ProgressState
+from .state import CANCELLED, DONE, ProgressState
 
 Trigger = Literal["now", "running", "cancelled"]
 _TRIGGERS: tuple[str, ...] = get_args(Trigger)
 
+_CLOCK = 1.0
+"""Seconds after which a bar is drawn again although nothing was reported, so that its clock moves."""
 
-class TqdmCallback:
-    """Shows a future's states in a bar that it makes at the first of its triggers and closes at the end.
+
+class TqdmBar:
+    """Shows states in a bar that it makes at the first of its triggers and closes at the end.
 
     The bar's postfix is the status; its clock starts with the task.
     """
@@ -29,6 +36,7 @@ class TqdmCallback:
         init_kwargs: Mapping[str, Any] | None,
         triggers: Iterable[Trigger] | None,
         since: Callable[[], float | None],
+        describe: Callable[[Any], str],
     ) -> None:
         if tqdm_cls is None:
             import tqdm
@@ -39,45 +47,87 @@ class TqdmCallback:
         for trigger in self._triggers:
             if trigger not in _TRIGGERS:
                 raise ValueError(f"unknown trigger {trigger!r}: a bar is made at 'now', 'running' or 'cancelled'")
-        self._make: Callable[[], Any] | None = partial(tqdm_cls, **(init_kwargs or {}))
+        self._make: partial[Any] | None = partial(tqdm_cls, **(init_kwargs or {}))
         self._bar: Any = None
         self._since = since
-        self._clock_is_set = False
+        self._describe = describe
+        self._screen: _Screen | None = None
+        self._clock: Callable[[], float] | None = None  # tqdm's, while the bar's own stands still
+        self._shown: ProgressState | None = None
+        self._drawn_at = 0.0
         if "now" in self._triggers:
             with SigintDeferred():
                 self._open()
 
+    def tell(self, state: ProgressState, ended: bool) -> None:
+        """Take over a state; called at every delivery, whether it has changed or not."""
+        if self._screen is not None:
+            afterwards.add(self._screen.draw)
+        now = monotonic()
+        if not ended and now < self._drawn_at + (_CLOCK if state == self._shown else self._pause):
+            return
+        with SigintDeferred():
+            self._show(state, ended)
+        self._shown = state
+        self._drawn_at = now
+
+    @property
+    def _pause(self) -> float:
+        """Seconds between two drawings, if the bar wants more than one interval of them."""
+        pause = getattr(self._bar, "mininterval", 0)
+        return pause if pause > INTERVAL else 0.0
+
     def _open(self) -> None:
         make, self._make = self._make, None  # where it raises, once is enough
         assert make is not None
-        self._bar = make()
+        with _room_for(make):
+            bar = self._bar = make()
+        if _is_tqdm(bar):
+            # Until the task starts no time passes: the bar may be drawn again, because another one was closed, say.
+            self._clock, bar._time = bar._time, partial(float, bar.start_t)
+        if _is_plain(bar):
+            if getattr(bar.fp, "isatty", bool)():
+                self._screen = _Screen.of(bar)
+            else:
+                bar.pos = _NOWHERE
 
-    def __call__(self, old: ProgressState, new: ProgressState, ended: bool) -> None:
-        with SigintDeferred():
-            self._show(new, ended)
-
-    def _show(self, new: ProgressState, ended: bool) -> None:
+    def _show(self, state: ProgressState, ended: bool) -> None:
         started_at = self._since()
-        cancelled = ended and new["status"] == CANCELLED
-        if self._make is not None:
-            if "running" in self._triggers and started_at is not None:
-                self._open()
-            elif "cancelled" in self._triggers and cancelled:
-                self._open()
-        if self._bar is None:
+        if self._make is not None and (
+            ("running" in self._triggers and started_at is not None)
+            or ("cancelled" in self._triggers and ended and state["status"] == CANCELLED)
+        ):
+            self._open()
+        bar = self._bar
+        if bar is None:
             return
-        if not self._clock_is_set and started_at is not None:
-            self._clock_is_set = True
-            _set_clock(self._bar, started_at)
+        if self._clock is not None and (started_at is not None or ended):
+            self._start_clock(bar, self._clock, started_at)
         try:
-            self._bar.total = new["total"]
-            self._bar.n = new["n"]
-            self._bar.set_postfix_str(_on_one_line(new["status"]), refresh=False)
-            _draw(self._bar)
+            _set_total(bar, state["total"])
+            bar.n = state["n"]
+            bar.set_postfix_str(_on_one_line(self._describe(state)), refresh=False)
+            if self._screen is None and not _is_plain(bar):
+                _refresh(bar)
         finally:
             if ended:
-                bar, self._bar = self._bar, None
-                _close(bar)
+                self._bar = None
+            screen = self._screen
+            if screen is not None:
+                if ended:
+                    screen.ended.append(bar)
+                else:
+                    screen.changed[bar] = None
+                afterwards.add(screen.draw)  # which may have been made just now
+            elif ended and _is_plain(bar):
+                _write_line(bar)
+            elif ended:
+                _close(bar, state["status"])
+
+    def _start_clock(self, bar: Any, clock: Callable[[], float], started_at: float | None) -> None:
+        """Have the bar's rate and remaining time count from the start of the task, not from its own or from the queue."""
+        self._clock, bar._time = None, clock
+        bar.start_t = bar.last_print_t = clock() - (0 if started_at is None else max(0, time() - started_at))
 
 
 def _on_one_line(status: str) -> str:
@@ -85,55 +135,203 @@ def _on_one_line(status: str) -> str:
     return " ".join("".join(char if char.isprintable() else " " for char in status).split())
 
 
-def _set_clock(bar: Any, started_at: float) -> None:
-    """Have the bar's rate and remaining time count from the start of the task, not from its own or from the queue."""
-    if _is_plain(bar):
-        bar.start_t = bar.last_print_t = bar._time() - max(0, time() - started_at)
+# A bar that is no terminal's: in a file, or in a notebook
+
+
+_NOWHERE = -(1 << 20)
+"""The position of a bar in a file: behind all rows, where tqdm draws nothing, and taken from nobody."""
+
+
+@contextmanager
+def _room_for(make: "partial[Any]") -> Iterator[None]:
+    """While `make` makes a bar in a file, no bar on a terminal has a row: tqdm would go past them with control codes."""
+    file = make.keywords.get("file")
+    std = sys.modules.get("tqdm.std")
+    if file is None or std is None or getattr(file, "isatty", bool)():
+        yield
+        return
+    with std.tqdm.get_lock():
+        positions = [(bar, bar.pos) for bar in std.tqdm._instances if hasattr(bar, "pos")]
+        try:
+            for bar, _ in positions:
+                bar.pos = _NOWHERE
+            yield
+        finally:
+            for bar, position in positions:
+                bar.pos = position
+
+
+def _write_line(bar: Any) -> None:
+    """Close a bar in a file, with one line: what is drawn over and over in a terminal would fill a log."""
+    if bar.leave is None:
+        bar.leave = True
+    if _is_due(bar):
+        bar.last_print_t = bar._time()  # see `_Screen._close`
+    bar.close()
+
+
+# Notebooks, where a bar is a widget, and all that is no bar of tqdm's at all
+
+
+def _set_total(bar: Any, total: float | None) -> None:
+    if total == bar.total:
+        return
+    if total and _is_notebook(bar):  # the widget hears of it here only
+        start_t = bar.start_t
+        bar.reset(total)
+        bar.start_t = start_t
+    bar.total = total
+
+
+def _refresh(bar: Any) -> None:
+    if not _is_tqdm(bar) or bar._time() >= bar.start_t + bar.delay:
+        bar.refresh()
+
+
+def _close(bar: Any, status: str) -> None:
+    """Close it; in a notebook, green if the task is done and red if not. tqdm goes by whether n has reached the total."""
+    if not _is_notebook(bar):
+        bar.close()
+        return
+    widget = bar.container.children[-2]
+    if status != DONE:
+        widget.bar_style = "danger"
+    bar.close()
+    if status == DONE and widget.bar_style == "danger":
+        widget.bar_style = "success"
+        if not bar.leave:
+            bar.display(close=True, check_delay=False)
+
+
+# Terminals
+
+
+class _Screen:
+    """The bars on one terminal, ours and others. Draws what changed, and everything where bars came or went.
+
+    tqdm's own way goes wrong there (its issue 1496): a bar that is left on the screen pushes all others one row down without
+    their knowing, one that is erased leaves a hole. Here all of them are erased, the closed ones written, and those that are
+    left drawn again from the first row on. The cursor rests at the beginning of that row.
+    """
+
+    _all: ClassVar[list["_Screen"]] = []
+
+    def __init__(self, bar: Any) -> None:
+        self.changed: dict[Any, None] = {}
+        self.ended: deque[Any] = deque()
+        self._fp = bar.fp
+        self._class = sys.modules["tqdm.std"].tqdm  # whose subclasses share its screens
+        self._measure = sys.modules["tqdm.utils"]._screen_shape_wrapper()
+        self._size = self._measure(bar.fp)
+        self._seen: tuple[int, WeakSet[Any]] = (0, WeakSet())
+        self._delayed: list[Any] = []
+        self._ours = 0
+
+    @classmethod
+    def of(cls, bar: Any) -> "_Screen":
+        """The one on which `bar`, a new one, stands."""
+        with bar.get_lock():
+            screen = next((screen for screen in cls._all if screen._fp == bar.fp), None)
+            if screen is None:
+                screen = cls(bar)
+                cls._all.append(screen)
+            screen._ours += 1
+            return screen
+
+    def draw(self) -> None:
+        """Draw the bars that changed, and close those that ended."""
+        with SigintDeferred(), self._class.get_lock():
+            ended = bool(self.ended)
+            if ended:
+                self._erase()
+                while self.ended:
+                    self._close(self.ended.popleft())
+            changed = self.changed.copy()
+            for bar in changed:
+                self.changed.pop(bar, None)
+            if ended or self._others() or self._resized() or any(map(_is_due, self._delayed)):
+                self._draw_all()
+            elif changed:
+                for bar in changed:
+                    _draw(bar)
+            else:
+                return
+            self._fp.write("\r")
+            self._fp.flush()
+            if not self._ours:
+                self._all.remove(self)
+
+    def _erase(self) -> None:
+        self._fp.write("\r\x1b[J")
+
+    def _close(self, bar: Any) -> None:
+        self.changed.pop(bar, None)
+        self._ours -= 1
+        if bar.leave is None:
+            bar.leave = bar.pos == 0
+        bar.pos = 0  # all rows are erased
+        if _is_due(bar):
+            bar.last_print_t = bar._time()  # close() takes a bar that was never printed for one that was never shown
+        bar.close()
+
+    def _others(self) -> bool:
+        """Whether other bars than before are alive, on whatever screen."""
+        count, seen = self._seen
+        now = set(self._class._instances)
+        if len(now) == count and now == set(seen):
+            return False
+        self._seen = len(now), WeakSet(now)
+        return True
+
+    def _resized(self) -> bool:
+        """Whether the terminal's size has changed; then bars that had the size of the terminal have it again."""
+        before, self._size = self._size, self._measure(self._fp)
+        if before == self._size:
+            return False
+        for bar in self._live():
+            if (bar.ncols, bar.nrows) == before:
+                bar.ncols, bar.nrows = self._size
+            bar.sp = bar.status_printer(bar.fp)  # the old one pads to what fitted the old width
+        return True
+
+    def _live(self) -> list[Any]:
+        bars = [bar for bar in self._class._instances if hasattr(bar, "pos") and getattr(bar, "fp", None) == self._fp]
+        return sorted(filter(_is_plain, bars), key=lambda bar: (not _is_due(bar), abs(bar.pos)))
+
+    def _draw_all(self) -> None:
+        """Give the bars the rows from the first on, but for those whose row the user has chosen, and draw them."""
+        live = self._live()
+        self._delayed = [bar for bar in live if not _is_due(bar)]
+        pinned = {-bar.pos for bar in live if bar.pos < 0}
+        free = (row for row in itertools.count() if row not in pinned)
+        self._erase()
+        for bar in live:
+            if bar.pos >= 0:
+                bar.pos = next(free)
+            _draw(bar)
+
+
+def _is_due(bar: Any) -> bool:
+    """Whether the bar's delay is over."""
+    return bool(bar._time() >= bar.start_t + bar.delay)
 
 
 def _draw(bar: Any) -> None:
-    if not _is_plain(bar):
-        bar.refresh()
-    elif bar._time() >= bar.start_t + bar.delay:
-        bar.refresh()
-        bar.last_print_t = bar._time()  # close() takes a bar that was never printed for one that was never shown
+    if not bar.disable and abs(bar.pos) < (bar.nrows or 20) and _is_due(bar):
+        bar.display()
+        bar.last_print_t = bar._time()
 
 
-def _close(bar: Any) -> None:
-    """Close `bar`, and on a terminal put the bars that stay in order again.
-
-    tqdm moves at most one of them (its issue 1496): a bar that is left on the screen pushes all others one row down
-    without their knowing, one that is erased leaves a hole. Here all of them move up, each row erased before it is drawn
-    anew because a longer line may have stood there.
-    """
-    if not (_is_plain(bar) and getattr(bar.fp, "isatty", bool)()):
-        bar.close()
-        return
-    with bar.get_lock():
-        rows = 1 + max((abs(other.pos) for other in _live(bar)), default=0)
-        bar.close()
-        pinned = {abs(other.pos): other for other in _live(bar) if other.pos < 0}
-        free = (row for row in itertools.count() if row not in pinned)
-        owners = dict(pinned)
-        for other in sorted((other for other in _live(bar) if other.pos >= 0), key=lambda other: other.pos):
-            other.pos = next(free)
-            owners[other.pos] = other
-        for row in range(min(max([rows, *(row + 1 for row in owners)]), bar.nrows or 20)):
-            bar.moveto(row)
-            bar.fp.write("\r\x1b[2K")
-            bar.moveto(-row)
-            if row in owners:
-                owners[row].display()
-        bar.fp.write("\r")
-        bar.fp.flush()
-
-
-def _live(bar: Any) -> list[Any]:
-    """The bars on the screen of `bar`, itself included while it is open. tqdm wraps the file anew for each."""
-    return [other for other in type(bar)._instances if hasattr(other, "pos") and getattr(other, "fp", None) == bar.fp]
+def _is_tqdm(bar: Any) -> bool:
+    """Whether it is one of tqdm's bars, and active."""
+    std = sys.modules.get("tqdm.std")
+    return std is not None and isinstance(bar, std.tqdm) and not bar.disable
 
 
 def _is_plain(bar: Any) -> bool:
-    """Whether it is one of tqdm's bars for terminals and files, and active."""
-    std = sys.modules.get("tqdm.std")
-    return std is not None and isinstance(bar, std.tqdm) and not bar.disable and not bar.gui and hasattr(bar, "sp")
+    """Whether it is one of those for terminals and files."""
+    return _is_tqdm(bar) and not bar.gui and hasattr(bar, "sp")
+
+
+def _is_notebook(bar: Any) -> bool:
+    return _is_tqdm(bar) and hasattr(bar, "container")

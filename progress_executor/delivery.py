@@ -11,7 +11,7 @@ import logging
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from time import monotonic
 from typing import Any, Protocol
 
@@ -26,61 +26,94 @@ ProgressCallback = Callable[[ProgressState, ProgressState], object]
 
 
 class Source(Protocol):
-    """What a feed needs of its task."""
+    """What a feed needs of its task, or of its group of tasks."""
 
-    board: "Board"
     feed: "Feed | None"
     ticker: "Ticker | None"
     interval: float
 
     @property
+    def boards(self) -> "Iterable[Board]": ...
+    @property
+    def finished(self) -> bool: ...
+    def snapshot(self) -> ProgressState: ...
+
+
+class Runnable(Source, Protocol):
+    """What a board and who waits need of a task."""
+
+    board: "Board"
+
+    @property
     def lazy(self) -> bool: ...
     @property
     def number(self) -> int: ...
-    @property
-    def finished(self) -> bool: ...
     def run_here(self) -> None: ...
     def request_cancel(self) -> bool: ...
-    def state(self) -> ProgressState: ...
 
 
-class _Listener:
-    __slots__ = ("fn", "knows_the_end", "told")
+class Listener(Protocol):
+    """Who is told the states of a task: at every delivery, whether they have changed or not, and at last the final one."""
 
-    def __init__(self, fn: Callable[..., object], knows_the_end: bool) -> None:
+    def tell(self, state: ProgressState, ended: bool) -> None: ...
+
+
+class Callback:
+    """The listener that calls `fn(old_state, new_state)` when the state has changed."""
+
+    __slots__ = ("_told", "fn")
+
+    def __init__(self, fn: ProgressCallback) -> None:
         self.fn = fn
-        self.knows_the_end = knows_the_end  # takes a third argument: a task may call its own status "done"
-        self.told = ProgressState(n=0, total=None, status=PENDING)
+        self._told = ProgressState(n=0, total=None, status=PENDING)
 
     def tell(self, state: ProgressState, ended: bool) -> None:
-        old, self.told = self.told, state.copy()
-        try:
-            if self.knows_the_end:
-                self.fn(old, state.copy(), ended)
-            else:
-                self.fn(old, state.copy())
-        except (Exception, asyncio.CancelledError, GeneratorExit):
-            logger.exception("progress callback %r raised", self.fn)
+        if ended or state != self._told:
+            old, self._told = self._told, state.copy()
+            self.fn(old, state.copy())
+
+    def __repr__(self) -> str:
+        return repr(self.fn)
+
+
+class _Afterwards(threading.local):
+    """What the listeners of a thread want to be called when all of them have been told, once each: screens, to draw."""
+
+    def __init__(self) -> None:
+        self.calls: dict[Callable[[], object], None] = {}
+
+    def add(self, fn: Callable[[], object]) -> None:
+        self.calls[fn] = None
+
+    def run(self) -> None:
+        while self.calls:
+            fn, _ = self.calls.popitem()
+            try:
+                fn()
+            except (Exception, asyncio.CancelledError, GeneratorExit):
+                logger.exception("%r raised", fn)
+
+
+afterwards = _Afterwards()
 
 
 class Feed:
-    """The progress callbacks of one future."""
+    """The listeners of one future."""
 
     def __init__(self, task: Source) -> None:
         self.task = task
         self.home = threading.get_ident()  # whose waiting delivers, if no event loop watches
-        self._listeners: list[_Listener] = []
+        self._listeners: list[Listener] = []
         self._lock = threading.RLock()  # a signal handler may wait for something, too
         self._deliverer: int | None = None
         self._due = 0.0
 
-    def add(self, fn: Callable[..., object], knows_the_end: bool = False) -> None:
-        """Call `fn(old_state, new_state)`, or with a third argument that says whether this is the end."""
-        self._listeners.append(_Listener(fn, knows_the_end))
+    def add(self, listener: Listener) -> None:
+        self._listeners.append(listener)
 
     def remove(self, fn: ProgressCallback) -> None:
         for listener in self._listeners:
-            if listener.fn == fn:
+            if isinstance(listener, Callback) and listener.fn == fn:
                 self._listeners.remove(listener)
                 return
         raise ValueError(f"{fn!r} is not a progress callback of this future")
@@ -121,18 +154,25 @@ class Feed:
     def _deliver_once(self) -> bool:
         """Whether the task ended meanwhile, so that there is more to deliver."""
         finished = self.task.finished
-        state = self.task.state()
+        state = self.task.snapshot()
         if not finished and self.task.finished:  # in between: this state may be the final one
             return True
         self._due = monotonic() + self.task.interval
         if finished:
             while self._listeners:  # taken out before the call: once is once, whatever the callback does
-                self._listeners.pop(0).tell(state, True)
+                _tell(self._listeners.pop(0), state, True)
             return False
         for listener in tuple(self._listeners):
-            if listener.told != state and listener in self._listeners:
-                listener.tell(state, False)
+            if listener in self._listeners:
+                _tell(listener, state, False)
         return self.task.finished
+
+
+def _tell(listener: Listener, state: ProgressState, ended: bool) -> None:
+    try:
+        listener.tell(state, ended)
+    except (Exception, asyncio.CancelledError, GeneratorExit):
+        logger.exception("progress callback %r raised", listener)
 
 
 class Board:
@@ -143,7 +183,8 @@ class Board:
 
     def __init__(self) -> None:
         self.lock = threading.RLock()  # a signal handler may cancel, or a finalizer
-        self.running: set[Source] = set()
+        self.running: set[Runnable] = set()
+        self.groups: set[Source] = set()  # of futures that are or were here; those with listeners, until they end
         self.ended: dict[Feed, None] = {}  # in order
         self.watched = False  # whether there ever was a feed: most calls of `pump` come where there is none
         self.cancelling = False  # set once, when everything on the executor is to stop
@@ -158,14 +199,22 @@ class Board:
         thread = threading.get_ident()
         for feed in self.ended.copy():
             if everyone or feed.driven_by(thread, feed.task in waited_for):
-                self.conclude(feed)
-        for task in self.running.copy():  # not tuple(): a task may start meanwhile
-            feed_ = task.feed
-            if feed_ is not None and feed_.driven_by(thread, task in waited_for):
+                self._conclude(feed)
+        for source in (*self.running.copy(), *self.groups.copy()):  # not tuple(): a task may start meanwhile
+            feed_ = source.feed
+            if feed_ is not None and feed_.driven_by(thread, source in waited_for):
                 feed_.deliver()
+        afterwards.run()
 
-    def conclude(self, feed: Feed) -> None:
-        """Deliver the final state, and forget the feed unless a callback has added another one."""
+    def deliver(self, feed: Feed, now: bool = False) -> None:
+        """Deliver to one feed what there is; after the final state forget it, unless a callback has added another one."""
+        if feed.task.finished:
+            self._conclude(feed)
+        else:
+            feed.deliver(now)
+        afterwards.run()
+
+    def _conclude(self, feed: Feed) -> None:
         try:
             self.ended.pop(feed, None)  # first: a callback that is added meanwhile puts it back
             feed.deliver()
@@ -203,31 +252,33 @@ class Ticker:
         loop = self._loop()
         return loop is not None and loop.is_running()
 
-    def watch(self, task: Source, interval: float) -> None:
-        """Deliver the progress of `task` from now on, at most every `interval` seconds."""
-        self._adopt(task)
-        task.interval = interval
-        self._watched[task.board] += 1
+    def watch(self, source: Source, interval: float) -> None:
+        """Deliver the progress of `source` from now on, at most every `interval` seconds."""
+        self._adopt(source)
+        source.interval = interval
+        for board in source.boards:
+            self._watched[board] += 1
         self._intervals[interval] += 1
         self._schedule(0)
 
-    def unwatch(self, task: Source, interval: float) -> None:
+    def unwatch(self, source: Source, interval: float) -> None:
         """Nobody awaits it any more."""
-        if task.finished and task.ticker is self and task not in self._abandoned:
-            task.ticker = None  # a callback that is added later is for whoever waits then
-        _take(self._watched, task.board)
+        if source.finished and source.ticker is self and source not in self._abandoned:
+            source.ticker = None  # a callback that is added later is for whoever waits then
+        for board in source.boards:
+            _take(self._watched, board)
         _take(self._intervals, interval)
         self._forget_if_idle()
 
-    def abandon(self, task: Source) -> None:
+    def abandon(self, source: Source) -> None:
         """Whoever awaited it was cancelled: watch it until the final state is delivered."""
-        self._adopt(task)
-        self._abandoned.add(task)
+        self._adopt(source)
+        self._abandoned.add(source)
         self._schedule(INTERVAL)
 
-    def _adopt(self, task: Source) -> None:
-        if task.ticker is None or not task.ticker.running:  # another loop that watches it keeps it
-            task.ticker = self
+    def _adopt(self, source: Source) -> None:
+        if source.ticker is None or not source.ticker.running:  # another loop that watches it keeps it
+            source.ticker = self
 
     def _schedule(self, delay: float) -> None:
         loop = self._loop()
@@ -243,10 +294,12 @@ class Ticker:
             return
         self._due = None
         try:
-            for board in {*self._watched, *(task.board for task in self._abandoned)}:
+            for board in {*self._watched, *(board for source in self._abandoned for board in source.boards)}:
                 board.pump(waited_for=self._abandoned)
             self._abandoned = {
-                task for task in self._abandoned if not task.finished or (task.feed is not None and not task.feed.empty)
+                source
+                for source in self._abandoned
+                if not source.finished or (source.feed is not None and not source.feed.empty)
             }
         finally:  # a callback may have been hit by Ctrl-C
             if self._watched or self._abandoned:
@@ -275,9 +328,9 @@ class DeliveringEvent(threading.Event):
         super().__init__()
         self._tasks: set[Source] = set()
         self._boards: set[Board] = set()
-        self._lazy: list[Source] = []  # as they were submitted: `wait` has the futures in a set
+        self._lazy: list[Runnable] = []  # as they were submitted: `wait` has the futures in a set
 
-    def add(self, task: Source) -> None:
+    def add(self, task: Runnable) -> None:
         """The future of `task` is one of those that are waited for."""
         self._tasks.add(task)
         self._boards.add(task.board)

@@ -8,22 +8,106 @@ import threading
 from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
 from concurrent.futures import BrokenExecutor, Future, InvalidStateError
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from . import state as status
-from .delivery import INTERVAL, DeliveringEvent, Feed, ProgressCallback, Ticker, waiting
+from .delivery import INTERVAL, Callback, DeliveringEvent, Feed, Listener, ProgressCallback, Source, Ticker, waiting
 from .state import ProgressState
 from .tasks import Task
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from .bars import Trigger
 
 T = TypeVar("T")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 
 _UNDONE = (PENDING, RUNNING)
 
 
-class ProgressFuture(Future[T]):
+class Watchable:
+    """What can have progress callbacks and bars: a future, or a group of futures."""
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+
+        @property
+        def state(self) -> ProgressState: ...
+        def done(self) -> bool: ...
+        def _source(self) -> Source: ...
+        def _since(self) -> float | None: ...
+
+    @staticmethod
+    def _describe(state: Any) -> str:
+        """What a bar says beside the numbers."""
+        return str(state["status"])
+
+    def add_progress_callback(self, fn: ProgressCallback) -> None:
+        """Have `fn(old_state, new_state)` called when the state has changed since its last call (at first: since pending).
+
+        It is called in the thread that waits for this (or leaves its executor), at most once per interval, in the order
+        of addition, and a last time with the final state. What it raises is logged. TypeError if it is not callable.
+        """
+        if not callable(fn):
+            raise TypeError(f"a progress callback must be callable, not {type(fn).__name__}")
+        self._add(Callback(fn))
+
+    def remove_progress_callback(self, fn: ProgressCallback) -> None:
+        """Undo one `add_progress_callback(fn)`; ValueError if there is none, or if the final state was delivered."""
+        feed = self._source().feed
+        if feed is None:
+            raise ValueError(f"{fn!r} is not a progress callback of this")
+        feed.remove(fn)
+
+    def add_tqdm_callback(
+        self,
+        tqdm_cls: Callable[..., Any] | None = None,
+        init_kwargs: Mapping[str, Any] | None = None,
+        triggers: "Iterable[Trigger] | None" = None,
+        *,
+        trigger: "Iterable[Trigger] | None" = None,
+    ) -> None:
+        """Show the progress in one bar, made by `tqdm_cls(**init_kwargs)` (by default `tqdm.tqdm`).
+
+        It is made at the first of `triggers`: "now" (the default), "running" when the task starts, "cancelled" when it
+        is cancelled; several may be given, and `trigger` is another name for it. ValueError for any other trigger.
+        """
+        from .bars import TqdmBar  # tqdm is imported when the first bar is wanted
+
+        if triggers is not None and trigger is not None:
+            raise TypeError("trigger is another name for triggers: give one of them")
+        self._add(TqdmBar(tqdm_cls, init_kwargs, triggers if trigger is None else trigger, self._since, self._describe))
+
+    def add_rich_callback(self, progress: "Progress", **fields: Any) -> None:
+        """Show the progress in a row of `progress`, a `rich.progress.Progress` that the caller starts and stops.
+
+        `fields` are those of its `add_task`, such as `description`. The status is in the row's field `status`, for a
+        `TextColumn("{task.fields[status]}")`, say.
+        """
+        from .richbars import RichBar
+
+        self._add(RichBar(progress, fields, self._since, self._describe, self.state))
+
+    def _add(self, listener: Listener) -> None:
+        source = self._source()
+        with _making_a_feed:
+            if source.feed is None:
+                source.feed = Feed(source)
+                for board in source.boards:
+                    board.watched = True
+        source.feed.add(listener)
+        if source.finished or self.done():  # a task keeps its final state a moment before its future is done
+            for board in source.boards:
+                board.ended[source.feed] = None
+
+
+_making_a_feed = threading.RLock()  # a signal handler may add a callback, too
+
+
+class ProgressFuture(Future[T], Watchable):  # in this order: else a plain future cannot become one
     """The future of a task whose progress can be watched and which can be cancelled while it runs.
 
     Made by the executors' `submit`. Everything of `concurrent.futures.Future` holds; in addition it can be awaited, or given
@@ -45,56 +129,16 @@ class ProgressFuture(Future[T]):
 
     # Progress
 
+    def _source(self) -> Task:
+        return self._task
+
+    def _since(self) -> float | None:
+        return self._task.since()
+
     @property
     def state(self) -> ProgressState:
         """A snapshot of the task's progress; the final one once the future is done."""
-        return self._task.state()
-
-    def add_progress_callback(self, fn: ProgressCallback) -> None:
-        """Have `fn(old_state, new_state)` called when the state has changed since its last call (at first: since pending).
-
-        It is called in the thread that waits for this future (or leaves its executor), at most once per interval, in the
-        order of addition, and a last time with the final state. What it raises is logged. TypeError if it is not callable.
-        """
-        if not callable(fn):
-            raise TypeError(f"a progress callback must be callable, not {type(fn).__name__}")
-        self._add(fn)
-
-    def _add(self, fn: Callable[..., object], knows_the_end: bool = False) -> None:
-        task = self._task
-        with task.board.lock:
-            if task.feed is None:
-                task.feed = Feed(task)
-                task.board.watched = True
-        task.feed.add(fn, knows_the_end)
-        if task.finished or self.done():  # it keeps its final state a moment before it is done
-            task.board.ended[task.feed] = None
-
-    def remove_progress_callback(self, fn: ProgressCallback) -> None:
-        """Undo one `add_progress_callback(fn)`; ValueError if there is none, or if the final state was delivered."""
-        if self._task.feed is None:
-            raise ValueError(f"{fn!r} is not a progress callback of this future")
-        self._task.feed.remove(fn)
-
-    def add_tqdm_callback(
-        self,
-        tqdm_cls: Callable[..., Any] | None = None,
-        init_kwargs: Mapping[str, Any] | None = None,
-        triggers: "Iterable[Trigger] | None" = None,
-        *,
-        trigger: "Iterable[Trigger] | None" = None,
-    ) -> None:
-        """Show the progress in one bar, made by `tqdm_cls(**init_kwargs)` (by default `tqdm.tqdm`).
-
-        It is made at the first of `triggers`: "now" (the default), "running" when the task starts, "cancelled" when it
-        is cancelled; several may be given, and `trigger` is another name for it. ValueError for any other trigger.
-        """
-        from .bars import TqdmCallback  # tqdm is imported when the first bar is wanted
-
-        if triggers is not None and trigger is not None:
-            raise TypeError("trigger is another name for triggers: give one of them")
-        chosen = triggers if trigger is None else trigger
-        self._add(TqdmCallback(tqdm_cls, init_kwargs, chosen, self._task.since), knows_the_end=True)
+        return self._task.snapshot()
 
     # Cancellation
 
@@ -109,7 +153,7 @@ class ProgressFuture(Future[T]):
         if self.done():
             return self.cancelled()
         # Its final state may be kept though it is not yet done.
-        return self._task.request_cancel() or self._task.state()["status"] == status.CANCELLED
+        return self._task.request_cancel() or self._task.snapshot()["status"] == status.CANCELLED
 
     def _cancel_pending(self) -> bool:
         """Cancel the task unless it is running, as the standard library does; but whoever waits hears of it at once.
@@ -220,10 +264,7 @@ class ProgressFuture(Future[T]):
         task = self._task
         feed = task.feed
         if feed is not None and feed.driven_by(threading.get_ident(), waits=True):
-            if task.finished:
-                task.board.conclude(feed)
-            else:
-                feed.deliver()
+            task.board.deliver(feed)
 
     # asyncio
 
@@ -233,9 +274,7 @@ class ProgressFuture(Future[T]):
         The loop goes on delivering until the final state is told, also when the asyncio task that awaits this is
         cancelled; that cancels the future. ValueError if `interval` is not positive.
         """
-        if not interval > 0:
-            raise ValueError(f"interval must be a positive number of seconds, not {interval!r}")
-        return _Watch(self, interval)
+        return Watch(self, interval)
 
     async def _watch(self, interval: float) -> T:
         task = self._task
@@ -277,12 +316,12 @@ class ProgressFuture(Future[T]):
         if watch is not None:
             watch.close()
 
-    def _drive(self, step: "Callable[[_Watch[T]], Any]") -> Any:
+    def _drive(self, step: "Callable[[Watch[T]], Any]") -> Any:
         key = _current_task()
         watches = self.__dict__.setdefault("_watches", {})
         watch = watches.get(key)
         if watch is None:
-            watch = watches[key] = _Watch(self, INTERVAL)
+            watch = watches[key] = Watch(self, INTERVAL)
         try:
             return step(watch)
         except BaseException:  # StopIteration with the value, too: it has come to its end
@@ -290,16 +329,26 @@ class ProgressFuture(Future[T]):
             raise
 
 
-class _Watch(Coroutine[Any, Any, T]):
-    """The coroutine in which a future is awaited.
+class Awaitable(Protocol[R_co]):
+    """A future or a group."""
+
+    def _source(self) -> Source: ...
+    def _watch(self, interval: float) -> Coroutine[Any, Any, R_co]: ...
+    def cancel(self) -> bool: ...
+
+
+class Watch(Coroutine[Any, Any, R]):
+    """The coroutine in which a future or a group is awaited. ValueError if the interval is not positive.
 
     A plain one would not do: asyncio cancels a task that has not made its first step by throwing into a coroutine whose
     body has not begun, so that no `except` in it could cancel the future, and nobody would ever close its bar.
     """
 
-    def __init__(self, future: ProgressFuture[T], interval: float) -> None:
-        self._future = future
-        self._coroutine = future._watch(interval)
+    def __init__(self, awaited: Awaitable[R], interval: float) -> None:
+        if not interval > 0:
+            raise ValueError(f"interval must be a positive number of seconds, not {interval!r}")
+        self._awaited = awaited
+        self._coroutine = awaited._watch(interval)
         self._begun = False
 
     def send(self, value: Any) -> Any:
@@ -308,14 +357,14 @@ class _Watch(Coroutine[Any, Any, T]):
 
     def throw(self, *exc_info: Any) -> Any:
         if not self._begun and isinstance(exc_info[0], asyncio.CancelledError):
-            Ticker.of_running_loop().abandon(self._future._task)
-            self._future.cancel()
+            Ticker.of_running_loop().abandon(self._awaited._source())
+            self._awaited.cancel()
         return self._coroutine.throw(*exc_info)
 
     def close(self) -> None:
         self._coroutine.close()
 
-    def __await__(self) -> Generator[Any, Any, T]:
+    def __await__(self) -> Generator[Any, Any, R]:
         self._begun = True
         return self._coroutine.__await__()
 

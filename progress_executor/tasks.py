@@ -18,13 +18,19 @@ from .slots import Slot
 from .state import CANCELLED, DONE, FAILED, PENDING, RUNNING, ProgressState
 
 
-def _resolve(done: "asyncio.Future[None]") -> None:
-    if not done.done():
-        done.set_result(None)
+def wake_loop(waiter: "asyncio.Future[None]") -> None:
+    """Resolve `waiter` in its loop, from whichever thread."""
+    with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+        waiter.get_loop().call_soon_threadsafe(_resolve, waiter)
+
+
+def _resolve(waiter: "asyncio.Future[None]") -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 _WITHOUT_PROGRESS = {status: ProgressState(n=0, total=None, status=status) for status in (DONE, FAILED, CANCELLED)}
-"""Final states: a pool is handed functions by the thousand that report nothing. `Task.state` gives copies away."""
+"""Final states: a pool is handed functions by the thousand that report nothing. `Task.snapshot` gives copies away."""
 
 Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
@@ -58,22 +64,20 @@ class Task:
 
     async def wait_in_loop(self, future: "Future[Any]", ticker: Ticker) -> None:
         """Return when `future` is done."""
-        loop = asyncio.get_running_loop()
-        done = loop.create_future()
-
-        def wake(_: "Future[Any]") -> None:
-            with contextlib.suppress(RuntimeError):  # the loop was closed before the task ended
-                loop.call_soon_threadsafe(_resolve, done)
-
-        Future.add_done_callback(future, wake)
+        done = asyncio.get_running_loop().create_future()
+        Future.add_done_callback(future, lambda _: wake_loop(done))
         await done
+
+    @property
+    def boards(self) -> tuple[Board]:
+        return (self.board,)
 
     @property
     def finished(self) -> bool:
         """Whether the final state is known."""
         return self._final is not None
 
-    def state(self) -> ProgressState:
+    def snapshot(self) -> ProgressState:
         """A snapshot; the final one once it has ended."""
         slot = self.slot  # before the final state, as `finish` writes them the other way round
         final = self._final
@@ -117,7 +121,7 @@ class Task:
 
     def finish(self, status: str) -> None:
         """Keep the final state, with this status, and forget the slot. The first call counts."""
-        slot = self.slot  # first, as in `state`
+        slot = self.slot  # first, as in `snapshot`
         if self._final is not None:
             return
         if slot is None:

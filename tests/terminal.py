@@ -1,5 +1,6 @@
 """A program on a real pseudo-terminal, and what stands on its screen."""
 
+import codecs
 import contextlib
 import os
 import pty
@@ -23,6 +24,7 @@ class Terminal:
 
     def __init__(self, argv, *, env=None, cwd=None, rows=24, columns=120):
         self.output = ""
+        self._decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
         self.status = None
         self._screen = pyte.Screen(columns, rows)
         self._stream = pyte.ByteStream(self._screen)
@@ -87,7 +89,7 @@ class Terminal:
             data = os.read(self._fd, 65536)
         except OSError:  # Linux's end of file
             return False
-        self.output += data.decode(errors="replace")
+        self.output += self._decode(data)
         self._stream.feed(data.replace(b"\x03", b""))  # the echo of Ctrl-C: nothing to see, but pyte drops what follows
         return bool(data)
 

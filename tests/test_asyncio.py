@@ -324,7 +324,7 @@ def test_watching_a_thousand_pending_futures_samples_the_running_ones_only(gate,
     from progress_executor.tasks import Task
 
     sampled = []
-    monkeypatch.setattr(Task, "state", lambda self, state=Task.state: (sampled.append(self), state(self))[1])
+    monkeypatch.setattr(Task, "snapshot", lambda self, snapshot=Task.snapshot: (sampled.append(self), snapshot(self))[1])
 
     async def main():
         with ThreadPoolProgressExecutor(2) as executor:

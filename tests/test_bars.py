@@ -1,7 +1,6 @@
 """The tqdm adapter."""
 
 import io
-import sys
 from typing import ClassVar
 
 import pytest
@@ -204,59 +203,80 @@ def test_a_file_that_is_no_terminal_and_does_not_say_so(executor):
     assert "100%" in file.text
 
 
-def test_control_characters_of_a_status_do_not_reach_the_screen(pool, gate):
-    file = io.StringIO()
+def test_control_characters_of_a_status_do_not_reach_the_screen(pool, bars, gate):
     future = pool.submit(jobs.report_and_wait, 1, 2, "\x1b[2Jred\x07\n", gate)
-    future.add_tqdm_callback(tqdm.tqdm, {"file": file})
+    future.add_tqdm_callback(RecordedBar)
     until(lambda: future.state["n"] == 1)
     with pytest.raises(TimeoutError):
         future.result(timeout=0.01)
+    assert bars[0].postfix == "[2Jred"
     open_gate(gate)
     future.result()
-    assert "[2Jred" in file.getvalue()
+
+
+def test_bars_in_a_file_are_a_line_each_at_the_end_without_control_codes(executor):
+    file = io.StringIO()
+    futures = [executor.submit(jobs.count_slowly, 20, 0.01) for _ in range(3)]
+    for number, future in enumerate(futures):
+        future.add_tqdm_callback(tqdm.tqdm, {"file": file, "desc": f"bar {number}", "leave": None})
+    for future in futures:
+        future.result()
+    lines = file.getvalue().split("\n")
+    assert lines.pop() == ""
+    assert sorted(line.split("\r")[-1].split(":")[0] for line in lines) == ["bar 0", "bar 1", "bar 2"]
+    assert all("20/20" in line for line in lines)
     assert "\x1b" not in file.getvalue()
 
 
-STANDING_BARS = """
-import threading, sys
-from progress_executor import *
-if {stock}:
+def test_a_bar_in_a_file_that_is_not_to_be_left_leaves_no_line(executor):
+    file = io.StringIO()
+    future = executor.submit(jobs.count, 3)
+    future.add_tqdm_callback(tqdm.tqdm, {"file": file, "leave": False})
+    future.result()
+    assert "\n" not in file.getvalue()
+    assert "3/3" not in file.getvalue()
+
+
+def test_a_bar_in_a_file_is_made_without_control_codes_beside_others(executor):
+    file, other = io.StringIO(), io.StringIO()
+    with tqdm.tqdm(file=other), tqdm.tqdm(file=other):
+        future = executor.submit(jobs.count, 3)
+        future.add_tqdm_callback(tqdm.tqdm, {"file": file})
+        future.result()
+    assert "\x1b" not in file.getvalue()
+    assert file.getvalue().count("\n") == 1
+
+
+def test_no_time_passes_for_a_pending_bar(pool, gate):
+    for _ in range(4):
+        pool.submit(jobs.wait_for, gate)
+    made = []
+    future = pool.submit(jobs.count, 3)
+    future.add_tqdm_callback(lambda **kwargs: made.append(tqdm.tqdm(**kwargs)) or made[0], {"file": io.StringIO()})
+    assert made[0].format_dict["elapsed"] == 0
+    open_gate(gate)
+    future.result()
+    assert made[0].format_dict["elapsed"] > 0
+
+
+def test_a_bars_clock_moves_although_nothing_is_reported(pool, bars, gate, monkeypatch):
     import progress_executor.bars
-    progress_executor.bars._close = lambda bar: bar.close()
-def work(name, gate, progress):
-    progress(range(4)) and setattr(progress, "n", 2)
-    gate.wait()
-gates = [threading.Event() for _ in range(4)]
-with ThreadPoolProgressExecutor(4) as executor:
-    futures = [executor.submit(work, i, gate) for i, gate in enumerate(gates)]
-    for i, future in enumerate(futures):
-        future.add_tqdm_callback(init_kwargs={{"desc": f"bar{{i}}", "leave": {leave}}})
-    while not all(future.state["n"] == 2 for future in futures):
-        pass
-    futures[0].exception  # noqa
-    try:
-        futures[0].result(0.2)
-    except TimeoutError:
-        pass
-    gates[1].set()
-    futures[1].result()
-    print(end="\\x1b]0;closed\\x07", flush=True)
-    input()
-    for gate in gates:
-        gate.set()
-"""
+
+    monkeypatch.setattr(progress_executor.bars, "_CLOCK", 0.05)
+    future = pool.submit(jobs.report_and_wait, 1, 2, "", gate)
+    future.add_tqdm_callback(RecordedBar)
+    until(lambda: future.state["n"] == 1)
+    with pytest.raises(TimeoutError):
+        future.result(timeout=0.35)
+    assert bars[0].shown.count((1, 2, "running")) > 1
+    open_gate(gate)
+    future.result()
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there is no pseudo-terminal")
-@pytest.mark.parametrize("leave", [True, False])
-@pytest.mark.parametrize("stock", [False, True], ids=["ours", "stock tqdm, the canary"])
-def test_bars_that_stand_still_are_in_order_when_another_has_closed(leave, stock, tmp_path):
-    from .terminal import Terminal
-
-    script = tmp_path / "bars.py"
-    script.write_text(STANDING_BARS.format(stock=stock, leave=leave))
-    with Terminal([sys.executable, str(script)], columns=80) as terminal:
-        terminal.wait_for(lambda terminal: "\x1b]0;closed" in terminal.output)
-        names = [line.split(":")[0] for line in terminal.text.split("\n")]
-        in_order = names == [*["bar1"] * leave, "bar0", "bar2", "bar3"]
-        assert in_order != stock, terminal.text
+def test_mininterval_is_kept(pool, bars):
+    future = pool.submit(jobs.count_slowly, 50, 0.01)
+    future.add_tqdm_callback(RecordedBar)
+    bars[0].mininterval = 1000
+    future.result()
+    assert len(bars[0].shown) == 2
+    assert bars[0].shown[-1] == (50, 50, "done")

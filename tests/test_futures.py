@@ -226,14 +226,14 @@ def test_a_task_that_ends_while_its_state_is_read_is_told_of_once(gate):
     with ThreadPoolProgressExecutor() as executor:
         future = executor.submit(jobs.wait_for, gate)
         states = watch(future)
-        state = future._task.state
+        snapshot = future._task.snapshot
 
         def end_and_read():
             open_gate(gate)
             until(future.done)
-            return state()
+            return snapshot()
 
-        future._task.state = end_and_read
+        future._task.snapshot = end_and_read
         future._deliver()
     assert [new["status"] for old, new in states] == ["done"]
 

@@ -67,9 +67,9 @@ class ProcessTask(Task):
             self.index = index
         return RemoteTask, (index, self.reports, pickled)
 
-    def state(self) -> ProgressState:
+    def snapshot(self) -> ProgressState:
         with self.board.lock:
-            return super().state()
+            return super().snapshot()
 
     def since(self) -> float | None:
         with self.board.lock:

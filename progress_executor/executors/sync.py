@@ -72,8 +72,10 @@ class SyncTask(Task):
 
     def _push(self, now: bool) -> None:
         # Threads of the task may count, but callbacks are called in the thread that waits.
-        if self.feed is not None and self.thread == threading.get_ident():
-            self.feed.deliver(now)
+        if self.board.watched and self.thread == threading.get_ident():
+            if self.feed is not None:
+                self.feed.deliver(now)
+            self.board.pump()
 
     async def wait_in_loop(self, future: "Future[Any]", ticker: Ticker) -> None:
         try:
