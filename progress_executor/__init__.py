@@ -7,16 +7,19 @@ from .executors.base import ProgressExecutor
 from .executors.sync import SyncProgressExecutor
 from .executors.thread import ThreadPoolProgressExecutor
 from .futures import ProgressFuture
-from .state import ProgressState
+from .groups import ProgressGroup
+from .state import GroupState, ProgressState
 
 if TYPE_CHECKING:
     from .executors.process import ProcessPoolProgressExecutor
 
 __all__ = [
     "IMPLEMENTATION",
+    "GroupState",
     "ProcessPoolProgressExecutor",
     "ProgressExecutor",
     "ProgressFuture",
+    "ProgressGroup",
     "ProgressState",
     "SyncProgressExecutor",
     "ThreadPoolProgressExecutor",

@@ -16,7 +16,14 @@ from concurrent.futures import wait
 from functools import partial
 from typing import NamedTuple
 
-from . import ProcessPoolProgressExecutor, ProgressExecutor, SyncProgressExecutor, ThreadPoolProgressExecutor, Updater
+from . import (
+    ProcessPoolProgressExecutor,
+    ProgressExecutor,
+    ProgressGroup,
+    SyncProgressExecutor,
+    ThreadPoolProgressExecutor,
+    Updater,
+)
 
 CHUNK = 1 << 20
 
@@ -151,20 +158,16 @@ def main(argv: list[str] | None = None) -> int:
 
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # a name that is not text comes out as it is
+    look = {"unit": "B", "unit_scale": True, "leave": False, "disable": sys.stderr is None}
     status = 0
     futures = {}
     try:
         with _clean_ctrl_c(), EXECUTORS[options.executor](options.workers) as executor:
             for index, path in enumerate(paths):
                 future = futures[index] = executor.submit(digest_folder, path)
-                bar = {
-                    "desc": os.path.basename(path) or path,
-                    "unit": "B",
-                    "unit_scale": True,
-                    "leave": False,
-                    "disable": sys.stderr is None,
-                }
+                bar = {"desc": os.path.basename(path) or path, **look}
                 future.add_tqdm_callback(init_kwargs=bar, triggers=["running"])
+            ProgressGroup(futures.values()).add_tqdm_callback(init_kwargs={"desc": "total", **look})
             wait(futures.values())
     except KeyboardInterrupt:
         status = 130

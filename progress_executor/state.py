@@ -19,3 +19,13 @@ class ProgressState(TypedDict):
     n: int | float
     total: int | float | None
     status: str
+
+
+class GroupState(ProgressState):
+    """A snapshot of a group's progress: the sums of n and total, and how many of its members are in which status."""
+
+    pending: int
+    running: int
+    done: int
+    failed: int
+    cancelled: int

@@ -8,9 +8,11 @@ from typing import Any, Literal, assert_type
 
 from progress_executor import (
     IMPLEMENTATION,
+    GroupState,
     ProcessPoolProgressExecutor,
     ProgressExecutor,
     ProgressFuture,
+    ProgressGroup,
     ProgressState,
     SyncProgressExecutor,
     ThreadPoolProgressExecutor,
@@ -159,6 +161,17 @@ def main() -> None:
         assert_type(sync, SyncProgressExecutor)
         assert_type(sync.submit(count, 3).result(), int)
         every_method(sync)
+    with ThreadPoolProgressExecutor(2) as threads:
+        group = ProgressGroup(threads.submit(count, n) for n in range(3))
+        assert_type(group, ProgressGroup[int])
+        group.add_progress_callback(lambda old, new: None)
+        group.add_tqdm_callback(init_kwargs={"disable": True})
+        assert_type(group.result(timeout=60), list[int])
+        assert_type(group.state, GroupState)
+        assert_type(group.state["cancelled"], int)
+        assert_type(group.cancel(), bool)
+        assert_type(group.done(), bool)
+        assert_type(group.futures, tuple[ProgressFuture[int], ...])
     asyncio.run(left_without_blocking())
 
     executor: ProgressExecutor = SyncProgressExecutor()

@@ -1,0 +1,255 @@
+"""`ProgressGroup`: many futures as one, with a state, callbacks, bars, cancellation and waiting of its own."""
+
+import asyncio
+import concurrent.futures
+import threading
+from collections import Counter
+from collections.abc import Coroutine, Generator, Iterable
+from concurrent.futures import Future
+from typing import Any, Generic, TypeVar
+
+from .delivery import INTERVAL, Board, Feed, Listener, Ticker, waiting
+from .futures import ProgressFuture, Watch, Watchable
+from .state import CANCELLED, DONE, FAILED, PENDING, RUNNING, GroupState, ProgressState
+from .tasks import Task, wake_loop
+
+T = TypeVar("T")
+
+
+class ProgressGroup(Watchable, Generic[T]):
+    """The progress of many futures in one place; they may be of several executors.
+
+    `n` and `total` of its state are sums over its members. A member whose total is not known, or not yet, counts as a task
+    of average size: the mean of the totals that are known (1 if none is) is added to `total`, and to `n` if it is done. So
+    the bar of tasks that never tell a total counts tasks, and that of tasks that tell it when they start does not run ahead.
+
+    TypeError for what is no future of this library's executors.
+    """
+
+    feed: Feed | None = None
+    ticker: Ticker | None = None
+    interval = INTERVAL
+    _began: float | None = None
+
+    def __init__(self, futures: Iterable[ProgressFuture[T]]) -> None:
+        self.futures = tuple(futures)
+        """The members, in the order in which they were given."""
+        for future in self.futures:
+            if not isinstance(future, ProgressFuture):
+                raise TypeError(f"a group is made of this library's futures, not of {type(future).__name__}")
+        self._undone: dict[Task, ProgressFuture[T]] = {future._task: future for future in self.futures}
+        self._running: set[Task] = set()  # those of them that were seen running: what a tick looks at
+        self._ended = _Sums()  # of the others
+        self._lock = threading.RLock()  # a finalizer may cancel a member
+        self._done = threading.Event()
+        self._waiters: list[asyncio.Future[None]] = []
+        self.boards = tuple({task.board: None for task in self._undone}) or (Board(),)
+        for future in tuple(self._undone.values()):
+            Future.add_done_callback(future, self._member_ended)  # the sync executor's own would run it
+        if not self.futures:
+            self._done.set()
+
+    def _member_ended(self, future: "Future[Any]") -> None:
+        task: Task = future._task  # type: ignore[attr-defined]
+        state, began = task.snapshot(), task.since()
+        with self._lock:
+            del self._undone[task]
+            self._running.discard(task)
+            self._ended.add(state, state["status"])
+            self._note_beginning(began)
+            if self._undone:
+                return
+        self._done.set()
+        for board in self.boards:
+            board.groups.discard(self)
+            if self.feed is not None:
+                board.ended[self.feed] = None
+        for waiter in self._waiters:
+            wake_loop(waiter)
+
+    def _note_beginning(self, began: float | None) -> None:
+        if began is not None and (self._began is None or began < self._began):
+            self._began = began
+
+    # What is to be told
+
+    @property
+    def state(self) -> GroupState:
+        """A snapshot: the sums of `n` and `total`, a status, and how many members are in which.
+
+        The status is "pending" until a member starts, "running" until all have ended, then "failed" if one has failed,
+        "cancelled" if one was cancelled, else "done".
+        """
+        return self.snapshot()
+
+    def snapshot(self) -> GroupState:
+        with self._lock:
+            for board in self.boards:
+                self._running.update(task for task in board.running.copy() if task in self._undone)
+            sums, running = self._ended.copy(), tuple(self._running)
+            pending = len(self._undone) - len(running)
+        for task in running:  # without the lock, as reading takes the one of the board
+            state, began = task.snapshot(), task.since()
+            # One that has left for a worker process may not have begun.
+            sums.add(state, state["status"] if task.finished else PENDING if began is None else RUNNING)
+            self._note_beginning(began)
+        return sums.state(pending)
+
+    @property
+    def finished(self) -> bool:
+        return self._done.is_set()
+
+    def done(self) -> bool:
+        """Whether all members are done."""
+        return self._done.is_set()
+
+    def _source(self) -> "ProgressGroup[T]":
+        return self
+
+    def _since(self) -> float | None:
+        return self._began
+
+    @staticmethod
+    def _describe(state: GroupState) -> str:
+        names = ("running", "pending", "done", "failed", "cancelled")
+        return ", ".join(f"{state[name]} {name}" for name in names if state[name])  # type: ignore[literal-required]
+
+    def _add(self, listener: Listener) -> None:
+        super()._add(listener)
+        for board in self.boards:
+            board.groups.add(self)
+        if self.finished:  # meanwhile
+            for board in self.boards:
+                board.groups.discard(self)
+
+    # Cancellation
+
+    def cancel(self) -> bool:
+        """Cancel all members, as their own `cancel()` does; False if that has no effect on any of them."""
+        asked = [
+            future.cancel() for future in reversed(self.futures)
+        ]  # the first ones are running: others would take their place
+        return any(asked)
+
+    # Waiting
+
+    def result(self, timeout: float | None = None) -> list[T]:
+        """The values of all members, in order, when all of them are done; delivers progress while it waits.
+
+        Or raise what the first of them in this order has raised, CancelledError (of concurrent.futures) if that was
+        cancelled; TimeoutError after `timeout` seconds, RuntimeError in a progress callback of this group while it is not
+        done.
+        """
+        if not self._wait(timeout):
+            raise TimeoutError
+        return [future.result(0) for future in self.futures]
+
+    def _wait(self, timeout: float | None) -> bool:
+        if not self.finished and self.feed is not None and self.feed.delivering_here:
+            raise RuntimeError("a progress callback cannot wait for the group that it watches")
+        waited_for = {self, *self._undone}
+        lazy = [task for task in self._undone.copy() if task.lazy]
+        for pause in waiting(timeout):
+            while lazy and not self.finished:
+                lazy.pop(0).run_here()
+            self._pump(waited_for)
+            if self._done.wait(pause):
+                break
+        done = self.finished  # before the last delivery: what ends after it has not been told
+        self._pump(waited_for)
+        return done
+
+    def _pump(self, waited_for: "set[Any]") -> None:
+        for board in self.boards:
+            board.pump(waited_for=waited_for)
+
+    def check_for_progress(self, interval: float = INTERVAL) -> Coroutine[Any, Any, list[T]]:
+        """Await the values of all members, and deliver progress in the running event loop, at most every `interval` seconds.
+
+        Raises like `result`, but asyncio's CancelledError. Cancelling the asyncio task that awaits this cancels the
+        members. ValueError if `interval` is not positive.
+        """
+        return Watch(self, interval)
+
+    def __await__(self) -> Generator[Any, Any, list[T]]:
+        return self._watch(INTERVAL).__await__()
+
+    async def _watch(self, interval: float) -> list[T]:
+        ticker = Ticker.of_running_loop()
+        ticker.watch(self, interval)
+        try:
+            for task, future in self._undone.copy().items():
+                if task.lazy:
+                    await task.wait_in_loop(future, ticker)
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            if not self.finished:
+                await waiter
+            self._pump({self})
+        except BaseException as error:
+            ticker.abandon(self)
+            if isinstance(error, asyncio.CancelledError):
+                self.cancel()
+            raise
+        finally:
+            ticker.unwatch(self, interval)
+        try:
+            return [future.result(0) for future in self.futures]
+        except concurrent.futures.CancelledError:
+            raise asyncio.CancelledError from None
+
+
+class _Sums:
+    """n and total of the members that have a total, and how many have not; how many are in which status."""
+
+    def __init__(self) -> None:
+        self._n: float = 0
+        self._total: float = 0
+        self._known = 0
+        self._unknown = 0
+        self._unknown_done = 0
+        self._counts: Counter[str] = Counter()
+
+    def copy(self) -> "_Sums":
+        copy = _Sums()
+        copy.__dict__.update(self.__dict__, _counts=self._counts.copy())
+        return copy
+
+    def add(self, state: ProgressState, status: str) -> None:
+        """Count a member that is in `status`, whatever it calls its own."""
+        self._counts[status] += 1
+        if state["total"] is None:
+            self._unknown += 1
+            self._unknown_done += status == DONE
+        else:
+            self._known += 1
+            self._n += state["n"]
+            self._total += state["total"]
+
+    def state(self, pending: int) -> GroupState:
+        counts = self._counts
+        total = self._total + self._sizes(self._unknown + pending)
+        pending += counts[PENDING]
+        if not counts.total() - counts[PENDING] and pending:
+            status = PENDING
+        elif pending or counts[RUNNING]:
+            status = RUNNING
+        else:
+            status = FAILED if counts[FAILED] else CANCELLED if counts[CANCELLED] else DONE
+        return GroupState(
+            n=self._n + self._sizes(self._unknown_done),
+            total=total,
+            status=status,
+            pending=pending,
+            running=counts[RUNNING],
+            done=counts[DONE],
+            failed=counts[FAILED],
+            cancelled=counts[CANCELLED],
+        )
+
+    def _sizes(self, count: int) -> float:
+        """What `count` members of average size have as their total."""
+        if not self._total:
+            return count
+        sizes = self._total * count / self._known
+        return round(sizes) if isinstance(self._total, int) else sizes

@@ -1,0 +1,309 @@
+"""Groups of futures: one state, one bar, cancel and await for all."""
+
+import asyncio
+import concurrent.futures
+import io
+import sys
+import threading
+
+import pytest
+import tqdm
+
+from progress_executor import ProcessPoolProgressExecutor, ProgressGroup, SyncProgressExecutor, ThreadPoolProgressExecutor
+
+from . import jobs
+from .conftest import KINDS, make_executor, open_gate, until
+
+NOTHING = {"pending": 0, "running": 0, "done": 0, "failed": 0, "cancelled": 0}
+
+
+def watch(group):
+    states = []
+    group.add_progress_callback(lambda old, new: states.append((old, new)))
+    return states
+
+
+def test_n_and_total_are_sums(executor):
+    group = ProgressGroup([executor.submit(jobs.count, n) for n in (3, 4, 5)])
+    assert group.result() == [3, 4, 5]
+    assert group.state == {**NOTHING, "n": 12, "total": 12, "status": "done", "done": 3}
+
+
+def test_values_come_in_the_order_of_the_members(executor):
+    futures = [executor.submit(jobs.add, n) for n in range(20)]
+    assert ProgressGroup(reversed(futures)).result() == list(range(20, 0, -1))
+
+
+def test_members_that_tell_no_total_count_as_tasks(pool, gate):
+    futures = [pool.submit(jobs.add, 1), pool.submit(jobs.wait_for, gate), pool.submit(jobs.add, 2)]
+    group = ProgressGroup(futures)
+    until(lambda: group.state["done"] == 2)
+    assert group.state == {**NOTHING, "n": 2, "total": 3, "status": "running", "done": 2, "running": 1}
+    open_gate(gate)
+    group.result()
+    assert group.state == {**NOTHING, "n": 3, "total": 3, "status": "done", "done": 3}
+
+
+def test_pending_members_count_as_tasks_of_average_size(pool, gate):
+    futures = [pool.submit(jobs.report_and_wait, 7, 20, "", gate), pool.submit(jobs.report_and_wait, 1, 10, "", gate)]
+    futures += [pool.submit(jobs.count, 3) for _ in range(4)]
+    group = ProgressGroup(futures)
+    until(lambda: group.state == {**NOTHING, "n": 8, "total": 30 + 4 * 15, "status": "running", "running": 2, "pending": 4})
+    open_gate(gate)
+    group.result()
+    assert group.state == {**NOTHING, "n": 7 + 1 + 12, "total": 30 + 12, "status": "done", "done": 6}
+
+
+def test_failed_and_cancelled_members_are_counted_and_stay_where_they_stopped(pool, gate):
+    futures = [pool.submit(jobs.count_then_fail, 4), pool.submit(jobs.step_until, gate)]
+    until(futures[0].done)
+    until(lambda: futures[1].state["n"] > 0)
+    futures.append(pool.submit(jobs.count, 2))
+    group = ProgressGroup(futures)
+    until(futures[2].done)
+    futures[1].cancel()
+    with pytest.raises(ValueError, match=r".*"):
+        group.result()
+    state = group.state
+    assert (state["status"], state["failed"], state["cancelled"], state["done"]) == ("failed", 1, 1, 1)
+    assert state["n"] >= 6
+
+
+def test_a_group_of_nothing_is_done():
+    group = ProgressGroup([])
+    states = watch(group)
+    assert group.result() == []
+    assert group.done()
+    assert [new for _, new in states] == [{**NOTHING, "n": 0, "total": 0, "status": "done"}]
+    assert asyncio.run(_await(group)) == []
+
+
+async def _await(group):
+    return await group
+
+
+def test_the_same_future_twice_is_one_member_with_two_values(executor):
+    future = executor.submit(jobs.count, 3)
+    group = ProgressGroup([future, future])
+    assert group.result() == [3, 3]
+    assert group.state["total"] == 3
+
+
+def test_what_is_no_future_of_ours_is_an_error():
+    with pytest.raises(TypeError, match="not of Future"):
+        ProgressGroup([concurrent.futures.Future()])
+
+
+def test_the_final_state_comes_once_and_last(executor):
+    group = ProgressGroup([executor.submit(jobs.count, n) for n in (3, 4)])
+    states = watch(group)
+    group.result()
+    group.result()
+    assert states[-1][1] == {**NOTHING, "n": 7, "total": 7, "status": "done", "done": 2}
+    assert [new["status"] for _, new in states].count("done") == 1
+    assert [old for old, _ in states[1:]] == [new for _, new in states[:-1]]
+
+
+def test_progress_is_delivered_while_it_waits(executor):
+    group = ProgressGroup([executor.submit(jobs.count_slowly, 30, 0.01) for _ in range(2)])
+    states = watch(group)
+    group.result()
+    seen = [new["n"] for _, new in states]
+    assert len(seen) > 2
+    assert seen == sorted(seen)
+    assert seen[-1] == 60
+
+
+def test_a_removed_callback_is_not_called(executor):
+    group = ProgressGroup([executor.submit(jobs.count, 3)])
+    called = []
+    group.add_progress_callback(called.append)
+    group.remove_progress_callback(called.append)
+    group.result()
+    assert not called
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_leaving_the_executor_tells_a_group_that_nobody_waits_for(kind):
+    with make_executor(kind) as executor:
+        group = ProgressGroup([executor.submit(jobs.count, 3) for _ in range(3)])
+        states = watch(group)
+    assert states[-1][1] == {**NOTHING, "n": 9, "total": 9, "status": "done", "done": 3}
+
+
+def test_waiting_for_a_member_delivers_the_group(pool, gate):
+    member = pool.submit(jobs.count_slowly, 20, 0.01)
+    group = ProgressGroup([member, pool.submit(jobs.step_until, gate)])
+    states = watch(group)
+    member.result()
+    assert states
+    open_gate(gate)
+
+
+def test_members_may_be_of_several_executors():
+    with (
+        ThreadPoolProgressExecutor(1) as threads,
+        ProcessPoolProgressExecutor(1) as processes,
+        SyncProgressExecutor() as sync,
+    ):
+        group = ProgressGroup([executor.submit(jobs.count, 5) for executor in (threads, processes, sync)])
+        states = watch(group)
+        assert group.result() == [5, 5, 5]
+    assert [new["status"] for _, new in states].count("done") == 1
+    assert states[-1][1]["n"] == 15
+
+
+def test_cancel_cancels_all_members(pool, gate):
+    futures = [pool.submit(jobs.step_until, gate) for _ in range(6)]
+    until(lambda: futures[0].state["n"] > 0)
+    group = ProgressGroup(futures)
+    assert group.cancel()
+    with pytest.raises(concurrent.futures.CancelledError):
+        group.result()
+    assert group.state["status"] == "cancelled"
+    assert group.state["cancelled"] == 6
+
+
+def test_a_done_group_cannot_be_cancelled(executor):
+    group = ProgressGroup([executor.submit(jobs.count, 1)])
+    group.result()
+    assert not group.cancel()
+
+
+def test_a_callback_may_cancel_the_group(executor):
+    group = ProgressGroup([executor.submit(jobs.count_slowly, 10**6, 0.001) for _ in range(2)])
+    group.add_progress_callback(lambda old, new: new["n"] and group.cancel())
+    with pytest.raises(concurrent.futures.CancelledError):
+        group.result()
+
+
+def test_a_callback_that_waits_for_its_own_group_is_told_so(caplog, executor):
+    group = ProgressGroup([executor.submit(jobs.count_slowly, 20, 0.01)])
+    group.add_progress_callback(lambda old, new: group.result() if new["status"] == "running" else None)
+    group.result()
+    assert "cannot wait for the group that it watches" in caplog.text
+
+
+def test_a_timeout_is_kept(pool, gate):
+    group = ProgressGroup([pool.submit(jobs.wait_for, gate), pool.submit(jobs.add, 1)])
+    with pytest.raises(TimeoutError):
+        group.result(timeout=0.05)
+    open_gate(gate)
+    assert group.result() == ["waited", 2]
+
+
+def test_a_group_can_be_awaited(executor):
+    async def main():
+        group = ProgressGroup([executor.submit(jobs.count_slowly, 30, 0.01) for _ in range(2)])
+        states = watch(group)
+        values = await group
+        return values, states
+
+    values, states = asyncio.run(main())
+    assert values == [30, 30]
+    assert len(states) > 2
+    assert states[-1][1]["n"] == 60
+
+
+def test_check_for_progress_raises_like_a_member(executor):
+    async def main():
+        group = ProgressGroup([executor.submit(jobs.count, 2), executor.submit(jobs.count_then_fail, 2)])
+        await group.check_for_progress(0.01)
+
+    with pytest.raises(ValueError, match=r".*"):
+        asyncio.run(main())
+
+
+@pytest.mark.parametrize("started", [True, False])
+def test_cancelling_who_awaits_cancels_the_members(pool, gate, started):
+    async def main():
+        futures = [pool.submit(jobs.step_until, gate) for _ in range(4)]
+        group = ProgressGroup(futures)
+        states = watch(group)
+        task = asyncio.create_task(group.check_for_progress(0.01))
+        if started:
+            while not any(new["running"] for _, new in states):
+                await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        while not (states and states[-1][1]["status"] == "cancelled"):  # the loop goes on delivering
+            await asyncio.sleep(0.01)
+        return futures
+
+    assert all(future.cancelled() for future in asyncio.run(main()))
+
+
+def test_awaiting_a_group_with_a_cancelled_member_raises_asyncios_error(pool, gate):
+    async def main():
+        futures = [pool.submit(jobs.step_until, gate) for _ in range(4)]
+        group = ProgressGroup(futures)
+        futures[-1].cancel()
+        open_gate(gate)
+        with pytest.raises(asyncio.CancelledError):
+            await group
+
+    asyncio.run(main())
+
+
+def test_an_interval_must_be_positive(executor):
+    group = ProgressGroup([executor.submit(jobs.count, 1)])
+    with pytest.raises(ValueError, match="interval"):
+        group.check_for_progress(0)
+
+
+def test_a_bar_shows_the_sums_and_the_counts(executor):
+    file = io.StringIO()
+    group = ProgressGroup([executor.submit(jobs.count, 5), executor.submit(jobs.count_then_fail, 4)])
+    group.add_tqdm_callback(tqdm.tqdm, {"file": file, "desc": "all"})
+    with pytest.raises(ValueError, match=r".*"):
+        group.result()
+    assert file.getvalue().splitlines()[-1].split("\r")[-1].startswith("all: 100%|")
+    assert "9/9" in file.getvalue()
+    assert "1 done, 1 failed" in file.getvalue()
+
+
+def test_ten_thousand_members_are_watched_at_the_cost_of_those_that_run():
+    calls = {}
+    for members in (10, 10_000):
+        go, running = threading.Event(), threading.Semaphore(0)
+
+        def work(progress, go=go, running=running):
+            progress.total = 10
+            running.release()
+            go.wait()
+
+        with ThreadPoolProgressExecutor(3) as executor:
+            group = ProgressGroup([executor.submit(work) for _ in range(members)])
+            watch(group)
+            for _ in range(3):
+                running.acquire()
+            assert group.state["running"] == 3
+            counted = []
+            sys.setprofile(lambda frame, event, argument, counted=counted: counted.append(event))
+            try:
+                group.state  # noqa: B018
+            finally:
+                sys.setprofile(None)
+            calls[members] = len(counted)
+            group.cancel()
+            go.set()
+    assert calls[10] == calls[10_000]
+
+
+def test_members_that_end_at_every_moment_are_counted_once():
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(20):
+            with ThreadPoolProgressExecutor(4) as executor:
+                group = ProgressGroup([executor.submit(jobs.count, 3) for _ in range(50)])
+                last = 0
+                while not group.done():
+                    state = group.state
+                    assert sum(state[name] for name in NOTHING) == 50
+                    assert state["done"] >= last
+                    last = state["done"]
+                assert group.state == {**NOTHING, "n": 150, "total": 150, "status": "done", "done": 50}
+    finally:
+        sys.setswitchinterval(interval)
