@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from time import monotonic, time
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, Protocol, get_args
 from weakref import WeakSet
 
 from .delivery import INTERVAL, afterwards
@@ -24,6 +24,15 @@ _CLOCK = 1.0
 """Seconds after which a bar is drawn again although nothing was reported, so that its clock moves."""
 
 
+class Watched(Protocol):
+    """What a bar needs of its future or group."""
+
+    @property
+    def state(self) -> ProgressState: ...
+    def _since(self) -> float | None: ...
+    def _describe(self, state: Any) -> str: ...
+
+
 class TqdmBar:
     """Shows states in a bar that it makes at the first of its triggers and closes at the end.
 
@@ -35,8 +44,7 @@ class TqdmBar:
         tqdm_cls: Callable[..., Any] | None,
         init_kwargs: Mapping[str, Any] | None,
         triggers: Iterable[Trigger] | None,
-        since: Callable[[], float | None],
-        describe: Callable[[Any], str],
+        watched: Watched,
     ) -> None:
         if tqdm_cls is None:
             import tqdm
@@ -49,8 +57,7 @@ class TqdmBar:
                 raise ValueError(f"unknown trigger {trigger!r}: a bar is made at 'now', 'running' or 'cancelled'")
         self._make: partial[Any] | None = partial(tqdm_cls, **(init_kwargs or {}))
         self._bar: Any = None
-        self._since = since
-        self._describe = describe
+        self._watched = watched
         self._screen: _Screen | None = None
         self._clock: Callable[[], float] | None = None  # tqdm's, while the bar's own stands still
         self._shown: ProgressState | None = None
@@ -72,6 +79,15 @@ class TqdmBar:
         self._drawn_at = now
 
     @property
+    def hidden(self) -> bool:
+        """Whether the terminal has no row for it; whoever gives it one asks for the state then."""
+        return self._screen is not None and self._bar is not None and _is_hidden(self._bar)
+
+    def catch_up(self) -> None:
+        """Take over the state as it is now."""
+        self._take_over(self._bar, self._watched.state)
+
+    @property
     def _pause(self) -> float:
         """Seconds between two drawings, if the bar wants more than one interval of them."""
         pause = getattr(self._bar, "mininterval", 0)
@@ -88,11 +104,12 @@ class TqdmBar:
         if _is_plain(bar):
             if getattr(bar.fp, "isatty", bool)():
                 self._screen = _Screen.of(bar)
+                self._screen.add(bar, self)
             else:
                 bar.pos = _NOWHERE
 
     def _show(self, state: ProgressState, ended: bool) -> None:
-        started_at = self._since()
+        started_at = self._watched._since()
         if self._make is not None and (
             ("running" in self._triggers and started_at is not None)
             or ("cancelled" in self._triggers and ended and state["status"] == CANCELLED)
@@ -101,12 +118,8 @@ class TqdmBar:
         bar = self._bar
         if bar is None:
             return
-        if self._clock is not None and (started_at is not None or ended):
-            self._start_clock(bar, self._clock, started_at)
         try:
-            _set_total(bar, state["total"])
-            bar.n = state["n"]
-            bar.set_postfix_str(_on_one_line(self._describe(state)), refresh=False)
+            self._take_over(bar, state, ended)
             if self._screen is None and not _is_plain(bar):
                 _refresh(bar)
         finally:
@@ -124,10 +137,15 @@ class TqdmBar:
             elif ended:
                 _close(bar, state["status"])
 
-    def _start_clock(self, bar: Any, clock: Callable[[], float], started_at: float | None) -> None:
-        """Have the bar's rate and remaining time count from the start of the task, not from its own or from the queue."""
-        self._clock, bar._time = None, clock
-        bar.start_t = bar.last_print_t = clock() - (0 if started_at is None else max(0, time() - started_at))
+    def _take_over(self, bar: Any, state: ProgressState, ended: bool = False) -> None:
+        started_at = self._watched._since()
+        if self._clock is not None and (started_at is not None or ended):
+            # Its rate and remaining time count from the start of the task, not from its own or from the queue.
+            self._clock, bar._time = None, self._clock
+            bar.start_t = bar.last_print_t = bar._time() - (0 if started_at is None else max(0, time() - started_at))
+        _set_total(bar, state["total"])
+        bar.n = state["n"]
+        bar.set_postfix_str(_on_one_line(self._watched._describe(state)), refresh=False)
 
 
 def _on_one_line(status: str) -> str:
@@ -225,7 +243,9 @@ class _Screen:
         self._size = self._measure(bar.fp)
         self._seen: tuple[int, WeakSet[Any]] = (0, WeakSet())
         self._delayed: list[Any] = []
-        self._ours = 0
+        self._text: list[str] = []
+        self._up = sys.modules["tqdm.utils"]._term_move_up()
+        self._ours: dict[Any, TqdmBar] = {}
 
     @classmethod
     def of(cls, bar: Any) -> "_Screen":
@@ -235,8 +255,17 @@ class _Screen:
             if screen is None:
                 screen = cls(bar)
                 cls._all.append(screen)
-            screen._ours += 1
             return screen
+
+    def add(self, bar: Any, owner: TqdmBar) -> None:
+        """It is one of ours now."""
+        self._ours[bar] = owner
+        bar.sp = self._print
+
+    def _print(self, text: str) -> None:
+        # tqdm's own pads a shorter line to the length of the one before, which may not fit any more.
+        self._fp.write("\r\x1b[2K" + text)
+        self._fp.flush()
 
     def draw(self) -> None:
         """Draw the bars that changed, and close those that ended."""
@@ -244,6 +273,7 @@ class _Screen:
             ended = bool(self.ended)
             if ended:
                 self._erase()
+                self._flush()
                 while self.ended:
                     self._close(self.ended.popleft())
             changed = self.changed.copy()
@@ -253,20 +283,37 @@ class _Screen:
                 self._draw_all()
             elif changed:
                 for bar in changed:
-                    _draw(bar)
+                    self._draw(bar)
             else:
                 return
-            self._fp.write("\r")
-            self._fp.flush()
+            self._flush("\r")
             if not self._ours:
                 self._all.remove(self)
 
     def _erase(self) -> None:
-        self._fp.write("\r\x1b[J")
+        self._text.append("\r\x1b[J")
+
+    def _draw(self, bar: Any) -> None:
+        if bar.disable or _is_hidden(bar, but_the_hint=True) or not _is_due(bar):
+            return
+        bar.last_print_t = bar._time()
+        if bar not in self._ours or type(bar).display is not self._class.display:
+            self._flush()
+            bar.display()
+            return
+        # As `display` does, but all that is drawn at once is written at once.
+        row = abs(bar.pos)
+        self._text += ["\n" * row, "\r\x1b[2K", _HINT if _is_hidden(bar) else str(bar), self._up * row]
+
+    def _flush(self, end: str = "") -> None:
+        text, self._text = "".join(self._text) + end, []
+        if text:
+            self._fp.write(text)
+            self._fp.flush()
 
     def _close(self, bar: Any) -> None:
         self.changed.pop(bar, None)
-        self._ours -= 1
+        del self._ours[bar]
         if bar.leave is None:
             bar.leave = bar.pos == 0
         bar.pos = 0  # all rows are erased
@@ -291,7 +338,8 @@ class _Screen:
         for bar in self._live():
             if (bar.ncols, bar.nrows) == before:
                 bar.ncols, bar.nrows = self._size
-            bar.sp = bar.status_printer(bar.fp)  # the old one pads to what fitted the old width
+            if bar not in self._ours:
+                bar.sp = bar.status_printer(bar.fp)  # the old one pads to what fitted the old width
         return True
 
     def _live(self) -> list[Any]:
@@ -307,8 +355,11 @@ class _Screen:
         self._erase()
         for bar in live:
             if bar.pos >= 0:
+                was_hidden = _is_hidden(bar)
                 bar.pos = next(free)
-            _draw(bar)
+                if was_hidden and bar in self._ours and not _is_hidden(bar):
+                    self._ours[bar].catch_up()
+            self._draw(bar)
 
 
 def _is_due(bar: Any) -> bool:
@@ -316,10 +367,12 @@ def _is_due(bar: Any) -> bool:
     return bool(bar._time() >= bar.start_t + bar.delay)
 
 
-def _draw(bar: Any) -> None:
-    if not bar.disable and abs(bar.pos) < (bar.nrows or 20) and _is_due(bar):
-        bar.display()
-        bar.last_print_t = bar._time()
+_HINT = " ... (more hidden) ..."
+"""What tqdm writes in the last row that it uses, if there are more bars than rows."""
+
+
+def _is_hidden(bar: Any, but_the_hint: bool = False) -> bool:
+    return bool(abs(bar.pos) >= (bar.nrows or 20) - (not but_the_hint))
 
 
 def _is_tqdm(bar: Any) -> bool:

@@ -55,6 +55,11 @@ class Runnable(Source, Protocol):
 class Listener(Protocol):
     """Who is told the states of a task: at every delivery, whether they have changed or not, and at last the final one."""
 
+    @property
+    def hidden(self) -> bool:
+        """Whether it can do without states for now, but for the final one. Asked often, so that nobody has to read them."""
+        ...
+
     def tell(self, state: ProgressState, ended: bool) -> None: ...
 
 
@@ -62,6 +67,8 @@ class Callback:
     """The listener that calls `fn(old_state, new_state)` when the state has changed."""
 
     __slots__ = ("_told", "fn")
+
+    hidden = False
 
     def __init__(self, fn: ProgressCallback) -> None:
         self.fn = fn
@@ -139,8 +146,14 @@ class Feed:
         """Call the callbacks with what changed: once per interval, or `now`; the final state at once, and once only."""
         if self.delivering_here:  # a callback waits for something; the delivery around it looks again when it is back
             return
-        if not now and not self.task.finished and monotonic() < self._due:
-            return
+        if not now and not self.task.finished:
+            if monotonic() < self._due:
+                return
+            for listener in self._listeners:
+                if not listener.hidden:
+                    break
+            else:
+                return
         if not self._lock.acquire(blocking=self.task.finished):
             return
         self._deliverer = threading.get_ident()

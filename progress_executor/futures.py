@@ -79,7 +79,7 @@ class Watchable:
 
         if triggers is not None and trigger is not None:
             raise TypeError("trigger is another name for triggers: give one of them")
-        self._add(TqdmBar(tqdm_cls, init_kwargs, triggers if trigger is None else trigger, self._since, self._describe))
+        self._add(TqdmBar(tqdm_cls, init_kwargs, triggers if trigger is None else trigger, self))
 
     def add_rich_callback(self, progress: "Progress", **fields: Any) -> None:
         """Show the progress in a row of `progress`, a `rich.progress.Progress` that the caller starts and stops.

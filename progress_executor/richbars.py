@@ -16,6 +16,8 @@ class RichBar:
     The status is the row's field `status`.
     """
 
+    hidden = False
+
     def __init__(
         self,
         progress: "Progress",
