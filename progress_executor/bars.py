@@ -13,9 +13,9 @@ from time import monotonic, time
 from typing import Any, ClassVar, Literal, Protocol, get_args
 from weakref import WeakSet
 
-from .delivery import INTERVAL, afterwards
+from .delivery import INTERVAL, afterwards, logger
 from .interrupts import SigintDeferred
-from .state import CANCELLED, DONE, ProgressState
+from .state import CANCELLED, DONE, ProgressState, on_one_line
 
 Trigger = Literal["now", "running", "cancelled"]
 _TRIGGERS: tuple[str, ...] = get_args(Trigger)
@@ -59,6 +59,7 @@ class TqdmBar:
         self._bar: Any = None
         self._watched = watched
         self._screen: _Screen | None = None
+        self._in_file = False
         self._clock: Callable[[], float] | None = None  # tqdm's, while the bar's own stands still
         self._shown: ProgressState | None = None
         self._drawn_at = 0.0
@@ -105,7 +106,8 @@ class TqdmBar:
             if getattr(bar.fp, "isatty", bool)():
                 self._screen = _Screen.of(bar)
                 self._screen.add(bar, self)
-            else:
+            elif type(bar).display is sys.modules["tqdm.std"].tqdm.display:  # and not one that shows it somewhere else, too
+                self._in_file = True
                 bar.pos = _NOWHERE
 
     def _show(self, state: ProgressState, ended: bool) -> None:
@@ -120,7 +122,7 @@ class TqdmBar:
             return
         try:
             self._take_over(bar, state, ended)
-            if self._screen is None and not _is_plain(bar):
+            if self._screen is None and not self._in_file:
                 _refresh(bar)
         finally:
             if ended:
@@ -132,7 +134,7 @@ class TqdmBar:
                 else:
                     screen.changed[bar] = None
                 afterwards.add(screen.draw)  # which may have been made just now
-            elif ended and _is_plain(bar):
+            elif ended and self._in_file:
                 _write_line(bar)
             elif ended:
                 _close(bar, state["status"])
@@ -145,12 +147,7 @@ class TqdmBar:
             bar.start_t = bar.last_print_t = bar._time() - (0 if started_at is None else max(0, time() - started_at))
         _set_total(bar, state["total"])
         bar.n = state["n"]
-        bar.set_postfix_str(_on_one_line(self._watched._describe(state)), refresh=False)
-
-
-def _on_one_line(status: str) -> str:
-    """Without what would move the cursor."""
-    return " ".join("".join(char if char.isprintable() else " " for char in status).split())
+        bar.set_postfix_str(on_one_line(self._watched._describe(state)), refresh=False)
 
 
 # A bar that is no terminal's: in a file, or in a notebook
@@ -163,7 +160,7 @@ _NOWHERE = -(1 << 20)
 @contextmanager
 def _room_for(make: "partial[Any]") -> Iterator[None]:
     """While `make` makes a bar in a file, no bar on a terminal has a row: tqdm would go past them with control codes."""
-    file = make.keywords.get("file")
+    file = make.keywords.get("file") or sys.stderr
     std = sys.modules.get("tqdm.std")
     if file is None or std is None or getattr(file, "isatty", bool)():
         yield
@@ -192,7 +189,7 @@ def _write_line(bar: Any) -> None:
 
 
 def _set_total(bar: Any, total: float | None) -> None:
-    if total == bar.total:
+    if total == getattr(bar, "total", None):
         return
     if total and _is_notebook(bar):  # the widget hears of it here only
         start_t = bar.start_t
@@ -244,6 +241,7 @@ class _Screen:
         self._seen: tuple[int, WeakSet[Any]] = (0, WeakSet())
         self._delayed: list[Any] = []
         self._text: list[str] = []
+        self._stale = False  # whether the last drawing was not completed
         self._up = sys.modules["tqdm.utils"]._term_move_up()
         self._ours: dict[Any, TqdmBar] = {}
 
@@ -260,35 +258,47 @@ class _Screen:
     def add(self, bar: Any, owner: TqdmBar) -> None:
         """It is one of ours now."""
         self._ours[bar] = owner
-        bar.sp = self._print
 
     def _print(self, text: str) -> None:
-        # tqdm's own pads a shorter line to the length of the one before, which may not fit any more.
+        # In place of tqdm's own, which pads a line to the length of the one before: that may not fit any more, and does not
+        # cover another bar's line, where this one is written over it when it is closed.
         self._fp.write("\r\x1b[2K" + text)
         self._fp.flush()
 
     def draw(self) -> None:
-        """Draw the bars that changed, and close those that ended."""
+        """Draw the bars that changed, and close those that ended. What one of them raises is logged, and harms no other."""
         with SigintDeferred(), self._class.get_lock():
-            ended = bool(self.ended)
-            if ended:
-                self._erase()
-                self._flush()
-                while self.ended:
-                    self._close(self.ended.popleft())
             changed = self.changed.copy()
             for bar in changed:
                 self.changed.pop(bar, None)
-            if ended or self._others() or self._resized() or any(map(_is_due, self._delayed)):
+            # All three, and before anything is drawn: lines of the old width would wrap.
+            everything = [self._stale, self._others(), self._resized(), bool(self.ended)]
+            if any(everything) or any(map(_is_due, self._delayed)):
+                self._stale = True
+                self._try(self._close_ended)
                 self._draw_all()
             elif changed:
                 for bar in changed:
-                    self._draw(bar)
+                    self._try(self._draw, bar)
             else:
                 return
             self._flush("\r")
-            if not self._ours:
+            self._stale = False
+            if not self._ours and self in self._all:
                 self._all.remove(self)
+
+    def _try(self, fn: Callable[..., object], *args: object) -> None:
+        try:
+            fn(*args)
+        except Exception:
+            self._stale = True
+            logger.exception("drawing a bar raised")
+
+    def _close_ended(self) -> None:
+        self._erase()
+        self._try(self._flush)
+        while self.ended:
+            self._try(self._close, self.ended.popleft())
 
     def _erase(self) -> None:
         self._text.append("\r\x1b[J")
@@ -336,14 +346,15 @@ class _Screen:
         if before == self._size:
             return False
         for bar in self._live():
-            if (bar.ncols, bar.nrows) == before:
-                bar.ncols, bar.nrows = self._size
-            if bar not in self._ours:
-                bar.sp = bar.status_printer(bar.fp)  # the old one pads to what fitted the old width
+            if bar.ncols == before[0]:
+                bar.ncols = self._size[0]
+            if bar.nrows == before[1]:
+                bar.nrows = self._size[1]
         return True
 
     def _live(self) -> list[Any]:
-        bars = [bar for bar in self._class._instances if hasattr(bar, "pos") and getattr(bar, "fp", None) == self._fp]
+        # What is being made in another thread has no start_t yet.
+        bars = [bar for bar in self._class._instances if hasattr(bar, "start_t") and getattr(bar, "fp", None) == self._fp]
         return sorted(filter(_is_plain, bars), key=lambda bar: (not _is_due(bar), abs(bar.pos)))
 
     def _draw_all(self) -> None:
@@ -354,12 +365,13 @@ class _Screen:
         free = (row for row in itertools.count() if row not in pinned)
         self._erase()
         for bar in live:
+            bar.sp = self._print
             if bar.pos >= 0:
                 was_hidden = _is_hidden(bar)
                 bar.pos = next(free)
                 if was_hidden and bar in self._ours and not _is_hidden(bar):
-                    self._ours[bar].catch_up()
-            self._draw(bar)
+                    self._try(self._ours[bar].catch_up)
+            self._try(self._draw, bar)
 
 
 def _is_due(bar: Any) -> bool:

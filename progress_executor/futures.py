@@ -85,7 +85,7 @@ class Watchable:
         """Show the progress in a row of `progress`, a `rich.progress.Progress` that the caller starts and stops.
 
         `fields` are those of its `add_task`, such as `description`. The status is in the row's field `status`, for a
-        `TextColumn("{task.fields[status]}")`, say.
+        `TextColumn("{task.fields[status]}", markup=False)`, say.
         """
         from .richbars import RichBar
 

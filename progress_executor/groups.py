@@ -59,11 +59,12 @@ class ProgressGroup(Watchable, Generic[T]):
             self._note_beginning(began)
             if self._undone:
                 return
+        if self.feed is not None:
+            for board in self.boards:  # first: who sees that it is done finds the final state to tell
+                board.ended[self.feed] = None
         self._done.set()
         for board in self.boards:
             board.groups.discard(self)
-            if self.feed is not None:
-                board.ended[self.feed] = None
         for waiter in self._waiters:
             wake_loop(waiter)
 
@@ -90,8 +91,8 @@ class ProgressGroup(Watchable, Generic[T]):
             pending = len(self._undone) - len(running)
         for task in running:  # without the lock, as reading takes the one of the board
             state, began = task.snapshot(), task.since()
-            # One that has left for a worker process may not have begun.
-            sums.add(state, state["status"] if task.finished else PENDING if began is None else RUNNING)
+            # One that has left for a worker process may not have begun. One that ended just now still counts as running.
+            sums.add(state, PENDING if began is None else RUNNING)
             self._note_beginning(began)
         return sums.state(pending)
 
@@ -125,7 +126,9 @@ class ProgressGroup(Watchable, Generic[T]):
     # Cancellation
 
     def cancel(self) -> bool:
-        """Cancel all members, as their own `cancel()` does; False if that has no effect on any of them."""
+        """Cancel all members, as their own `cancel()` does; False if they are all done."""
+        if self.done():
+            return False
         asked = [
             future.cancel() for future in reversed(self.futures)
         ]  # the first ones are running: others would take their place

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from time import time
 from typing import TYPE_CHECKING, Any
 
-from .state import DONE, ProgressState
+from .state import DONE, ProgressState, on_one_line
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 class RichBar:
     """Shows states as one row of `progress`, whose clock starts with the task and stands still at the end.
 
-    The status is the row's field `status`.
+    The status is the row's field `status`, on one line; as it may be any text, its column should not read it as markup.
     """
 
     hidden = False
@@ -46,11 +46,10 @@ class RichBar:
             self._started = True
             self._progress.start_task(self._id)
             row = next(task for task in self._progress.tasks if task.id == self._id)
-            if row.start_time is not None:
-                row.start_time -= max(0, time() - started_at)
+            row.start_time = self._progress.get_time() - max(0, time() - started_at)
         total = state["total"]
         if total is None and ended and state["status"] == DONE:
             total = state["n"]  # else the bar would look as if it were still on its way
-        self._progress.update(self._id, completed=state["n"], total=total, status=self._describe(state))
+        self._progress.update(self._id, completed=state["n"], total=total, status=on_one_line(self._describe(state)))
         if ended:
             self._progress.stop_task(self._id)

@@ -9,6 +9,11 @@ FAILED: Final = "failed"
 CANCELLED: Final = "cancelled"
 
 
+def on_one_line(status: str) -> str:
+    """Without what would move a cursor."""
+    return " ".join("".join(char if char.isprintable() else " " for char in status).split())
+
+
 class ProgressState(TypedDict):
     """A snapshot of a task's progress: three fields that belong together.
 

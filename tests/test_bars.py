@@ -280,3 +280,66 @@ def test_mininterval_is_kept(pool, bars):
     future.result()
     assert len(bars[0].shown) == 2
     assert bars[0].shown[-1] == (50, 50, "done")
+
+
+class FakeTerminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_bar_that_cannot_be_drawn_or_closed_harms_no_other(executor, caplog):
+    class Broken(tqdm.tqdm):
+        broken = False
+
+        @property
+        def format_dict(self):
+            if self.broken:
+                raise OSError("no numbers")
+            return super().format_dict
+
+    screen, made = FakeTerminal(), []
+
+    def make(**kwargs):
+        made.append(Broken(file=screen, **kwargs))
+        return made[-1]
+
+    futures = [executor.submit(jobs.count_slowly, 5, 0.01) for _ in range(3)]
+    for number, future in enumerate(futures):
+        future.add_tqdm_callback(make, {"desc": f"bar{number}"})
+    made[0].broken = True
+    for future in futures:
+        future.result()
+    assert "no numbers" in caplog.text
+    assert all(bar.disable for bar in made)
+    assert screen.getvalue().count("5/5") >= 2
+
+
+def test_bars_on_a_standard_error_that_is_no_terminal_write_no_control_codes(executor, capsys):
+    with tqdm.tqdm(desc="user"):
+        futures = [executor.submit(jobs.count, 3) for _ in range(3)]
+        for future in futures:
+            future.add_tqdm_callback()
+        for future in futures:
+            future.result()
+    assert "\x1b" not in capsys.readouterr().err
+
+
+def test_a_bar_of_ones_own_needs_no_total(executor):
+    class Bar:
+        shown = 0
+
+        def set_postfix_str(self, text, refresh):
+            pass
+
+        def refresh(self):
+            self.shown += 1
+
+        def close(self):
+            pass
+
+    bar = Bar()
+    future = executor.submit(jobs.count, 3)
+    future.add_tqdm_callback(lambda: bar)
+    future.result()
+    assert bar.shown
+    assert (bar.n, bar.total) == (3, 3)

@@ -297,7 +297,7 @@ def test_members_that_end_at_every_moment_are_counted_once():
     try:
         for _ in range(20):
             with ThreadPoolProgressExecutor(4) as executor:
-                group = ProgressGroup([executor.submit(jobs.count, 3) for _ in range(50)])
+                group = ProgressGroup([executor.submit(jobs.set_all, 3, 3, "a text") for _ in range(50)])
                 last = 0
                 while not group.done():
                     state = group.state
@@ -307,3 +307,18 @@ def test_members_that_end_at_every_moment_are_counted_once():
                 assert group.state == {**NOTHING, "n": 150, "total": 150, "status": "done", "done": 50}
     finally:
         sys.setswitchinterval(interval)
+
+
+def test_a_group_is_not_told_to_be_done_before_it_is(pool):
+    def linger(_):
+        until(lambda: states)
+
+    member = pool.submit(jobs.count_slowly, 5, 0.01)
+    member.add_done_callback(linger)
+    group = ProgressGroup([member])
+    states = []
+    group.add_progress_callback(lambda old, new: states.append((new["status"], group.done())))
+    group.result()
+    assert states[-1] == ("done", True)
+    assert ("done", False) not in states
+    assert [status for status, _ in states].count("done") == 1
