@@ -4,11 +4,13 @@ The only module that knows tqdm.
 """
 
 import itertools
+import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from math import inf
 from time import monotonic, time
 from typing import Any, ClassVar, Literal, Protocol, get_args
 from weakref import WeakSet
@@ -62,7 +64,7 @@ class TqdmBar:
         self._in_file = False
         self._clock: Callable[[], float] | None = None  # tqdm's, while the bar's own stands still
         self._shown: ProgressState | None = None
-        self._drawn_at = 0.0
+        self._drawn_at = -inf  # not 0: where the machine was started a moment ago, that is just now
         if "now" in self._triggers:
             with SigintDeferred():
                 self._open()
@@ -235,6 +237,7 @@ class _Screen:
         self.changed: dict[Any, None] = {}
         self.ended: deque[Any] = deque()
         self._fp = bar.fp
+        self._terminal = _terminal(bar.fp)
         self._class = sys.modules["tqdm.std"].tqdm  # whose subclasses share its screens
         self._measure = sys.modules["tqdm.utils"]._screen_shape_wrapper()
         self._size = self._measure(bar.fp)
@@ -249,7 +252,8 @@ class _Screen:
     def of(cls, bar: Any) -> "_Screen":
         """The one on which `bar`, a new one, stands."""
         with bar.get_lock():
-            screen = next((screen for screen in cls._all if screen._fp == bar.fp), None)
+            terminal = _terminal(bar.fp)
+            screen = next((screen for screen in cls._all if screen._terminal == terminal), None)
             if screen is None:
                 screen = cls(bar)
                 cls._all.append(screen)
@@ -354,8 +358,9 @@ class _Screen:
 
     def _live(self) -> list[Any]:
         # What is being made in another thread has no start_t yet.
-        bars = [bar for bar in self._class._instances if hasattr(bar, "start_t") and getattr(bar, "fp", None) == self._fp]
-        return sorted(filter(_is_plain, bars), key=lambda bar: (not _is_due(bar), abs(bar.pos)))
+        bars = [bar for bar in self._class._instances if hasattr(bar, "start_t") and _is_plain(bar)]
+        here = [bar for bar in bars if _terminal(bar.fp) == self._terminal]
+        return sorted(here, key=lambda bar: (not _is_due(bar), abs(bar.pos)))
 
     def _draw_all(self) -> None:
         """Give the bars the rows from the first on, but for those whose row the user has chosen, and draw them."""
@@ -372,6 +377,15 @@ class _Screen:
                 if was_hidden and bar in self._ours and not _is_hidden(bar):
                     self._try(self._ours[bar].catch_up)
             self._try(self._draw, bar)
+
+
+def _terminal(file: Any) -> object:
+    """What is the same for all files of one terminal: standard output and standard error share their rows."""
+    try:
+        info = os.fstat(file.fileno())
+    except (AttributeError, OSError, ValueError):  # no file of the system's, or closed
+        return file
+    return info.st_rdev or file  # where a terminal has no number, on Windows, each file is one of its own
 
 
 def _is_due(bar: Any) -> bool:

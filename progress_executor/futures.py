@@ -24,7 +24,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
-_UNDONE = (PENDING, RUNNING)
+UNDONE = (PENDING, RUNNING)
+"""The states of a future that has no outcome yet."""
 
 
 class Watchable:
@@ -198,7 +199,7 @@ class ProgressFuture(Future[T], Watchable):  # in this order: else a plain futur
         if self._is_cancellation(exception):
             self._task.finish(status.CANCELLED)
             with self._condition:
-                if self._state not in _UNDONE:
+                if self._state not in UNDONE:
                     raise InvalidStateError(f"{self._state}: {self!r}")
                 self._become_cancelled()
             self._invoke_callbacks()  # type: ignore[attr-defined]
@@ -219,7 +220,7 @@ class ProgressFuture(Future[T], Watchable):  # in this order: else a plain futur
         progress callback of this very future while it is not done.
         """
         try:
-            if (self._state in _UNDONE or self._task.feed is not None) and not self._wait(timeout):
+            if (self._state in UNDONE or self._task.feed is not None) and not self._wait(timeout):
                 raise TimeoutError
             if self._state == FINISHED and self._exception is None:
                 return self._result  # type: ignore[return-value]  # a done future changes no more: no need for its lock
@@ -230,7 +231,7 @@ class ProgressFuture(Future[T], Watchable):  # in this order: else a plain futur
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What the task raised, None if it returned; waits and raises like `result`."""
         try:
-            if (self._state in _UNDONE or self._task.feed is not None) and not self._wait(timeout):
+            if (self._state in UNDONE or self._task.feed is not None) and not self._wait(timeout):
                 raise TimeoutError
             return super().exception(0)
         finally:
@@ -240,7 +241,7 @@ class ProgressFuture(Future[T], Watchable):  # in this order: else a plain futur
         """Whether it is done; then the final state has been told, if that is for this thread to do."""
         task = self._task
         try:
-            if self._state in _UNDONE:
+            if self._state in UNDONE:
                 if task.feed is not None and task.feed.delivering_here:
                     raise RuntimeError("a progress callback cannot wait for the future that it watches")
                 for pause in waiting(timeout):
@@ -250,11 +251,11 @@ class ProgressFuture(Future[T], Watchable):  # in this order: else a plain futur
                         task.board.pump()
                         self._deliver()
                     with self._condition:
-                        if self._state in _UNDONE:
+                        if self._state in UNDONE:
                             self._condition.wait(pause)
-                        if self._state not in _UNDONE:
+                        if self._state not in UNDONE:
                             break
-            done = self._state not in _UNDONE  # before the last delivery: what ends after it has not been told
+            done = self._state not in UNDONE  # before the last delivery: what ends after it has not been told
             self._deliver()
             return done
         finally:

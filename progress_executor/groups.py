@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from typing import Any, Generic, TypeVar
 
 from .delivery import INTERVAL, Board, Feed, Listener, Ticker, waiting
-from .futures import ProgressFuture, Watch, Watchable
+from .futures import UNDONE, ProgressFuture, Watch, Watchable
 from .state import CANCELLED, DONE, FAILED, PENDING, RUNNING, GroupState, ProgressState
 from .tasks import Task, wake_loop
 
@@ -39,26 +39,29 @@ class ProgressGroup(Watchable, Generic[T]):
                 raise TypeError(f"a group is made of this library's futures, not of {type(future).__name__}")
         self._undone: dict[Task, ProgressFuture[T]] = {future._task: future for future in self.futures}
         self._running: set[Task] = set()  # those of them that were seen running: what a tick looks at
-        self._ended = _Sums()  # of the others
-        self._lock = threading.RLock()  # a finalizer may cancel a member
+        self._ended: list[Task] = []  # in order
+        self._counted = _Sums()  # of the first ones among those
+        self._size = len(self._undone)
+        self._lock = threading.RLock()  # a finalizer may ask for the state
         self._done = threading.Event()
         self._waiters: list[asyncio.Future[None]] = []
         self.boards = tuple({task.board: None for task in self._undone}) or (Board(),)
         for future in tuple(self._undone.values()):
-            Future.add_done_callback(future, self._member_ended)  # the sync executor's own would run it
+            # As `concurrent.futures.wait` does, and not by a done callback, which comes later than whoever sees the future
+            # done, and after the slow ones of the user's.
+            with future._condition:
+                if future._state in UNDONE:
+                    list.append(future._waiters, self)  # theirs would have it deliver
+                else:
+                    self._member_ended(future)
         if not self.futures:
             self._done.set()
 
     def _member_ended(self, future: "Future[Any]") -> None:
-        task: Task = future._task  # type: ignore[attr-defined]
-        state, began = task.snapshot(), task.since()
-        with self._lock:
-            del self._undone[task]
-            self._running.discard(task)
-            self._ended.add(state, state["status"])
-            self._note_beginning(began)
-            if self._undone:
-                return
+        """Called with the condition of the future held: nothing here may wait."""
+        self._ended.append(future._task)  # type: ignore[attr-defined]
+        if len(self._ended) < self._size:
+            return
         if self.feed is not None:
             for board in self.boards:  # first: who sees that it is done finds the final state to tell
                 board.ended[self.feed] = None
@@ -67,6 +70,20 @@ class ProgressGroup(Watchable, Generic[T]):
             board.groups.discard(self)
         for waiter in self._waiters:
             wake_loop(waiter)
+
+    add_result = add_exception = add_cancelled = _member_ended
+
+    def _count_ended(self) -> "_Sums":
+        """The sums over all that have ended. Takes effect in one store: Ctrl-C at any moment leaves nothing counted by half."""
+        counted = self._counted.copy()
+        for task in self._ended[counted.members :]:
+            self._undone.pop(task, None)
+            self._running.discard(task)
+            state = task.snapshot()
+            counted.add(state, state["status"])
+            self._note_beginning(task.since())
+        self._counted = counted
+        return counted.copy()
 
     def _note_beginning(self, began: float | None) -> None:
         if began is not None and (self._began is None or began < self._began):
@@ -85,9 +102,10 @@ class ProgressGroup(Watchable, Generic[T]):
 
     def snapshot(self) -> GroupState:
         with self._lock:
+            sums = self._count_ended()
             for board in self.boards:
                 self._running.update(task for task in board.running.copy() if task in self._undone)
-            sums, running = self._ended.copy(), tuple(self._running)
+            running = tuple(self._running)
             pending = len(self._undone) - len(running)
         for task in running:  # without the lock, as reading takes the one of the board
             state, began = task.snapshot(), task.since()
@@ -152,6 +170,8 @@ class ProgressGroup(Watchable, Generic[T]):
             raise RuntimeError("a progress callback cannot wait for the group that it watches")
         waited_for = {self, *self._undone}
         lazy = [task for task in self._undone.copy() if task.lazy]
+        if lazy and self.feed is not None:
+            self.feed.home = threading.get_ident()  # where they run now, and push their progress
         for pause in waiting(timeout):
             while lazy and not self.finished:
                 lazy.pop(0).run_here()
@@ -212,6 +232,10 @@ class _Sums:
         self._unknown = 0
         self._unknown_done = 0
         self._counts: Counter[str] = Counter()
+
+    @property
+    def members(self) -> int:
+        return self._counts.total()
 
     def copy(self) -> "_Sums":
         copy = _Sums()

@@ -282,6 +282,17 @@ def test_mininterval_is_kept(pool, bars):
     assert bars[0].shown[-1] == (50, 50, "done")
 
 
+def test_a_bar_is_drawn_at_once_on_a_machine_that_was_just_started(pool, bars, monkeypatch):
+    import progress_executor.bars
+
+    monkeypatch.setattr(progress_executor.bars, "monotonic", lambda: 0.1)
+    future = pool.submit(jobs.count_slowly, 50, 0.01)
+    future.add_tqdm_callback(RecordedBar)
+    bars[0].mininterval = 0.15
+    future.result()
+    assert len(bars[0].shown) == 2
+
+
 class FakeTerminal(io.StringIO):
     def isatty(self):
         return True

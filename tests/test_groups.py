@@ -322,3 +322,54 @@ def test_a_group_is_not_told_to_be_done_before_it_is(pool):
     assert states[-1] == ("done", True)
     assert ("done", False) not in states
     assert [status for status, _ in states].count("done") == 1
+
+
+def test_a_group_is_done_with_its_last_member_however_slow_its_done_callbacks_are(pool, gate):
+    go = threading.Event()
+    for _ in range(4):
+        pool.submit(jobs.wait_for, gate)
+    member = pool.submit(jobs.add, 1)
+    member.add_done_callback(lambda _: go.wait())
+    group = ProgressGroup([member])
+    states = watch(group)
+    canceller = threading.Thread(target=member.cancel)
+    canceller.start()
+    try:
+        with pytest.raises(concurrent.futures.CancelledError):
+            member.result()
+        assert group.done()
+        with pytest.raises(concurrent.futures.CancelledError):
+            group.result()
+        assert states[-1][1]["status"] == "cancelled"
+    finally:
+        go.set()
+        canceller.join()
+    open_gate(gate)
+
+
+def test_a_sync_group_is_told_its_progress_in_whichever_thread_waits():
+    with SyncProgressExecutor() as executor:
+        group = ProgressGroup([executor.submit(jobs.count_slowly, 30, 0.02)])
+        threads = []
+        group.add_progress_callback(lambda old, new: threads.append(threading.get_ident()))
+        waiter = threading.Thread(target=group.result)
+        waiter.start()
+        ident = waiter.ident
+        waiter.join()
+    assert len(threads) > 3
+    assert set(threads) == {ident}
+
+
+def test_an_interrupt_while_the_state_is_summed_loses_no_member(monkeypatch):
+    with ThreadPoolProgressExecutor(1) as executor:
+        futures = [executor.submit(jobs.count, 3) for _ in range(3)]
+        concurrent.futures.wait(futures)
+        group = ProgressGroup(futures)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(futures[1]._task, "since", _interrupted)
+            group.state  # noqa: B018
+        assert group.state == {**NOTHING, "n": 9, "total": 9, "status": "done", "done": 3}
+
+
+def _interrupted():
+    raise KeyboardInterrupt
