@@ -366,10 +366,13 @@ def test_an_interrupt_while_the_state_is_summed_loses_no_member(monkeypatch):
         concurrent.futures.wait(futures)
         group = ProgressGroup(futures)
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(futures[1]._task, "since", _interrupted)
+            patch.setattr(futures[1]._task, "snapshot", _InterruptsInTheMidst)
             group.state  # noqa: B018
         assert group.state == {**NOTHING, "n": 9, "total": 9, "status": "done", "done": 3}
 
 
-def _interrupted():
-    raise KeyboardInterrupt
+class _InterruptsInTheMidst:
+    def __getitem__(self, name):
+        if name == "total":
+            raise KeyboardInterrupt
+        return "done"
