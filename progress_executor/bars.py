@@ -331,7 +331,9 @@ class _Screen:
         if bar.leave is None:
             bar.leave = bar.pos == 0
         bar.pos = 0  # all rows are erased
+        bar.nrows = -_NOWHERE  # with fewer, tqdm gives the row of the closed one to a hidden bar, which then jumps the queue
         if _is_due(bar):
+            bar.sp = self._print
             bar.last_print_t = bar._time()  # close() takes a bar that was never printed for one that was never shown
         bar.close()
 
@@ -370,12 +372,12 @@ class _Screen:
         free = (row for row in itertools.count() if row not in pinned)
         self._erase()
         for bar in live:
-            bar.sp = self._print
+            # `tqdm.write` draws all bars again, also those whose delay is not over.
+            bar.sp = self._print if _is_due(bar) or bar not in self._ours else _keep_quiet
             if bar.pos >= 0:
-                was_hidden = _is_hidden(bar)
                 bar.pos = next(free)
-                if was_hidden and bar in self._ours and not _is_hidden(bar):
-                    self._try(self._ours[bar].catch_up)
+            if bar in self._ours and not _is_hidden(bar):  # it may have been until now
+                self._try(self._ours[bar].catch_up)
             self._try(self._draw, bar)
 
 
@@ -391,6 +393,10 @@ def _terminal(file: Any) -> object:
 def _is_due(bar: Any) -> bool:
     """Whether the bar's delay is over."""
     return bool(bar._time() >= bar.start_t + bar.delay)
+
+
+def _keep_quiet(_: str) -> None:
+    pass
 
 
 _HINT = " ... (more hidden) ..."
