@@ -40,6 +40,7 @@ PEERS = {
     "pebble": "pebble",
     "loky": "loky",
 }
+BARS = {16: 1.0, 100: 2.0, 1000: 5.0}  # percent of a core
 MANY = 10**9  # a total that no sample reaches
 
 Rows = list[dict[str, Any]]
@@ -427,14 +428,15 @@ def loop_costs(session: Session) -> Rows:
     seconds = 0.5 if session.quick else 2.0
     ten, many = "10 watched", "10 000 watched"
     rows = []
-    for reporting in (True, False):
+    for reporting, grouped in ((True, False), (False, False), (True, True)):
         contenders = {
-            ten: lambda reporting=reporting: tasks.loop_cost(10, seconds, 0.01, reporting),
-            many: lambda reporting=reporting: tasks.loop_cost(10_000, seconds, 0.01, reporting),
+            name: lambda count=count, how=(reporting, grouped): tasks.loop_cost(count, seconds, 0.01, *how)
+            for name, count in ((ten, 10), (many, 10_000))
         }
+        what = f"3 running tasks that {'report' if reporting else 'report nothing'}{', one group' if grouped else ''}"
         rows.append(
             session.row(
-                f"the loop's CPU per tick, 3 running tasks that {'report' if reporting else 'report nothing'}",
+                f"the loop's CPU per tick, {what}",
                 "µs",
                 contenders,
                 12,
@@ -448,6 +450,9 @@ def loop_costs(session: Session) -> Rows:
     }
     targets = dict.fromkeys(shares, 0.5)
     rows.append(session.row("an idle watch", "% of a core", shares, 8, targets=targets, kind="median"))
+    shares = {f"{count} bars": lambda count=count: tasks.bars_share(count, seconds) for count in BARS}
+    targets = {f"{count} bars": at_most for count, at_most in BARS.items()}
+    rows.append(session.row("live bars on a terminal, 10 Hz", "% of a core", shares, 12, targets=targets, kind="median"))
     return rows
 
 

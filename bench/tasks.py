@@ -4,6 +4,7 @@ Run as a script it answers for the form of the package that its environment pick
 """
 
 import asyncio
+import contextlib
 import gc
 import multiprocessing
 import os
@@ -21,7 +22,13 @@ from typing import Any
 import jobs
 from timing import serve
 
-from progress_executor import ProcessPoolProgressExecutor, ProgressExecutor, ProgressState, ThreadPoolProgressExecutor
+from progress_executor import (
+    ProcessPoolProgressExecutor,
+    ProgressExecutor,
+    ProgressGroup,
+    ProgressState,
+    ThreadPoolProgressExecutor,
+)
 
 WORKERS = 2
 
@@ -154,8 +161,11 @@ def _look(_: ProgressState, __: ProgressState) -> None:
 WINDOWS = 5
 
 
-def loop_cost(watched_tasks: int, seconds: float, interval: float, reporting: bool) -> float:
-    """CPU µs of the loop's thread per interval, three tasks running and the others pending, all of them watched."""
+def loop_cost(watched_tasks: int, seconds: float, interval: float, reporting: bool, grouped: bool = False) -> float:
+    """CPU µs of the loop's thread per interval, three tasks running and the others pending.
+
+    All of them are watched, each by itself or as one group.
+    """
     stop = threading.Event()
 
     def report(progress: Any) -> None:
@@ -168,25 +178,83 @@ def loop_cost(watched_tasks: int, seconds: float, interval: float, reporting: bo
     async def run() -> float:
         with ThreadPoolProgressExecutor(3) as executor:
             async with asyncio.TaskGroup() as group:
-                futures = []
-                for _ in range(watched_tasks):
-                    future = executor.submit(report if reporting else keep_quiet)
-                    future.add_progress_callback(_look)
-                    futures.append(future)
-                    group.create_task(future.check_for_progress(interval))
+                futures = [executor.submit(report if reporting else keep_quiet) for _ in range(watched_tasks)]
+                watched = [ProgressGroup(futures)] if grouped else futures
+                for source in watched:
+                    source.add_progress_callback(_look)
+                    group.create_task(source.check_for_progress(interval))
                 await asyncio.sleep(0.3)
                 gc.collect()
-                costs = []
-                for _ in range(WINDOWS):
-                    start = time.thread_time()
-                    await asyncio.sleep(seconds / WINDOWS)
-                    costs.append(time.thread_time() - start)
+                share = await share_of_loop(seconds)
                 stop.set()
-                for future in futures[3:]:
-                    future.remove_progress_callback(_look)
-            return statistics.median(costs) / (seconds / WINDOWS / interval) * 1e6
+                for source in watched[3:]:
+                    source.remove_progress_callback(_look)
+            return share * interval * 1e6
 
     return asyncio.run(run())
+
+
+async def share_of_loop(seconds: float) -> float:
+    """How much of a core the loop's thread uses: the median of some windows."""
+    shares = []
+    for _ in range(WINDOWS):
+        start = time.thread_time(), perf_counter()
+        await asyncio.sleep(seconds / WINDOWS)
+        shares.append((time.thread_time() - start[0]) / (perf_counter() - start[1]))
+    return statistics.median(shares)
+
+
+def bars_share(count: int, seconds: float) -> float:
+    """Percent of a core that the loop's thread uses for so many bars on a terminal, all of which move ten times a second."""
+    import pty
+    import termios
+
+    import tqdm
+
+    progresses: list[Any] = []
+    stop = threading.Event()
+
+    def hand_over(progress: Any) -> None:
+        progress.total = 10**6
+        progresses.append(progress)
+        stop.wait()
+
+    def move() -> None:
+        while not stop.wait(0.1):
+            for progress in progresses:
+                progress.update(1)
+
+    def drain() -> None:
+        with contextlib.suppress(OSError):  # Linux's end of file
+            while os.read(ours, 1 << 16):
+                pass
+
+    async def run() -> float:
+        with ThreadPoolProgressExecutor(count) as executor, open(theirs, "w") as terminal:
+            async with asyncio.TaskGroup() as group:
+                for number in range(count):
+                    future = executor.submit(hand_over)
+                    future.add_tqdm_callback(tqdm.tqdm, {"desc": f"task {number}", "file": terminal, "leave": False})
+                    group.create_task(future.check_for_progress())
+                while len(progresses) < count:
+                    await asyncio.sleep(0.1)
+                mover = threading.Thread(target=move)
+                mover.start()
+                await asyncio.sleep(0.5)
+                share = await share_of_loop(seconds) * 100
+                stop.set()
+                mover.join()
+        return share
+
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    drainer = threading.Thread(target=drain)
+    drainer.start()
+    try:
+        return asyncio.run(run())
+    finally:
+        drainer.join()
+        os.close(ours)
 
 
 def idle_share(kind: str, seconds: float) -> float:
@@ -257,6 +325,7 @@ if __name__ == "__main__":
             "watched": watched,
             "memory": memory,
             "loop_cost": loop_cost,
+            "bars_share": bars_share,
             "idle_share": idle_share,
             "cancel_latencies": cancel_latencies,
             "progress_latencies": progress_latencies,

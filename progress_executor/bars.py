@@ -13,7 +13,6 @@ from functools import partial
 from math import inf
 from time import monotonic, time
 from typing import Any, ClassVar, Literal, Protocol, get_args
-from weakref import WeakSet
 
 from .delivery import INTERVAL, afterwards, logger
 from .interrupts import SigintDeferred
@@ -76,7 +75,10 @@ class TqdmBar:
         now = monotonic()
         if not ended and now < self._drawn_at + (_CLOCK if state == self._shown else self._pause):
             return
-        with SigintDeferred():
+        if ended or self._make is not None:
+            with SigintDeferred():  # a bar that is opened or closed by half would stay for ever
+                self._show(state, ended)
+        else:
             self._show(state, ended)
         self._shown = state
         self._drawn_at = now
@@ -241,7 +243,7 @@ class _Screen:
         self._class = sys.modules["tqdm.std"].tqdm  # whose subclasses share its screens
         self._measure = sys.modules["tqdm.utils"]._screen_shape_wrapper()
         self._size = self._measure(bar.fp)
-        self._seen: tuple[int, WeakSet[Any]] = (0, WeakSet())
+        self._seen: set[Any] = set()  # weak references
         self._delayed: list[Any] = []
         self._text: list[str] = []
         self._stale = False  # whether the last drawing was not completed
@@ -339,12 +341,8 @@ class _Screen:
 
     def _others(self) -> bool:
         """Whether other bars than before are alive, on whatever screen."""
-        count, seen = self._seen
-        now = set(self._class._instances)
-        if len(now) == count and now == set(seen):
-            return False
-        self._seen = len(now), WeakSet(now)
-        return True
+        before, self._seen = self._seen, self._class._instances.data.copy()  # of a WeakSet: to go through that takes too long
+        return before != self._seen
 
     def _resized(self) -> bool:
         """Whether the terminal's size has changed; then bars that had the size of the terminal have it again."""

@@ -11,6 +11,8 @@ CANCELLED: Final = "cancelled"
 
 def on_one_line(status: str) -> str:
     """Without what would move a cursor."""
+    if status.isprintable():
+        return status
     return " ".join("".join(char if char.isprintable() else " " for char in status).split())
 
 

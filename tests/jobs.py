@@ -55,6 +55,18 @@ def note_and_wait(entered, gate, progress):
     return step_until(gate, progress)
 
 
+def chatter(gate, finished, progress):
+    """Says something new all the time; the file `finished` tells of its end."""
+    progress.total = 10**6
+    while not os.path.exists(gate):
+        progress.update()
+        progress.status = f"{progress.n} and a long text"
+        time.sleep(0.001)
+    progress.n = progress.total
+    with open(finished, "w"):
+        pass
+
+
 def clean_up_when_cancelled(gate, cleaned, progress):
     try:
         return step_until(gate, progress)

@@ -291,6 +291,23 @@ def test_ten_thousand_members_are_watched_at_the_cost_of_those_that_run():
     assert calls[10] == calls[10_000]
 
 
+def test_the_bar_of_ten_thousand_tasks_is_live_and_ends_with_all_of_them(pool):
+    shown = []
+
+    class Bar(tqdm.tqdm):
+        def refresh(self, *args, **kwargs):
+            shown.append((self.n, self.total, self.postfix))
+
+    group = ProgressGroup([pool.submit(jobs.count_slowly, 1, 0.0003) for _ in range(10_000)])
+    group.add_tqdm_callback(Bar, {"file": io.StringIO(), "gui": True})  # gui: drawn by its own refresh only
+    assert sum(group.result()) == 10_000
+    ns = [n for n, _, _ in shown]
+    assert ns == sorted(ns)
+    assert len(set(ns)) > 5
+    assert all(total == 10_000 for _, total, _ in shown)
+    assert shown[-1][::2] == (10_000, "10000 done")
+
+
 def test_members_that_end_at_every_moment_are_counted_once():
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)

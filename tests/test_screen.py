@@ -1,5 +1,6 @@
 """Bars on a real screen: the scenarios of `tests.screen`, and stock tqdm in the same, which the check must find wrong."""
 
+import os
 import sys
 
 import pytest
@@ -7,7 +8,9 @@ import pytest
 if sys.platform == "win32":
     pytest.skip("there is no pseudo-terminal", allow_module_level=True)
 
+from .conftest import CONCURRENT, until
 from .screen import Scenario, check, run, scenarios
+from .terminal import Terminal
 
 
 @pytest.mark.parametrize("scenario", list(scenarios()), ids=str)
@@ -25,3 +28,41 @@ def test_the_check_finds_stock_tqdm_wrong(leave):
     scenario = Scenario(leave=leave, stock=True)
     output, _ = run(scenario)
     assert any(problem for problem, _ in check(scenario, output))
+
+
+STALLED = """
+import sys, threading, time
+from pathlib import Path
+from tests import jobs
+from tests.conftest import make_executor
+
+kind, folder = sys.argv[1:]
+gate, told = Path(folder, "gate"), [time.monotonic()]
+
+def open_the_gate_when_nobody_is_told_any_more():
+    while time.monotonic() < told[0] + 1:
+        time.sleep(0.1)
+    gate.touch()
+
+with make_executor(kind, 16) as executor:
+    futures = [executor.submit(jobs.chatter, str(gate), str(Path(folder, f"{n}.finished"))) for n in range(16)]
+    for n, future in enumerate(futures):
+        future.add_progress_callback(lambda old, new: told.__setitem__(0, time.monotonic()))
+        future.add_tqdm_callback(init_kwargs={"desc": str(n)})
+    threading.Thread(target=open_the_gate_when_nobody_is_told_any_more).start()
+    for future in futures:
+        future.result()
+Path(folder, "end").touch()
+"""
+
+
+@pytest.mark.parametrize("kind", CONCURRENT)
+def test_a_terminal_that_takes_no_more_does_not_stop_tasks(kind, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    argv = [sys.executable, "-c", STALLED, kind, str(tmp_path)]
+    with Terminal(argv, env=environment, cwd=os.getcwd()) as terminal:
+        until(lambda: len(list(tmp_path.glob("*.finished"))) == 16, "the end of all tasks")
+        assert not (tmp_path / "end").exists(), "the terminal took everything"
+        assert terminal.finish() == 0
+        assert (tmp_path / "end").exists()
+        assert [line.split(":")[1][:5] for line in terminal.lines[:16]] == [" 100%"] * 16
