@@ -3,7 +3,7 @@
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: demo test bench gate lint clean
+.PHONY: demo test test-all bench gate lint clean
 
 demo:  ## the demonstration: digests of the standard library's folders, one bar each
 	@$(PYTHON) -m venv .venv/demo
@@ -15,6 +15,9 @@ demo:  ## the demonstration: digests of the standard library's folders, one bar 
 
 test:  ## the tests, on every CPython from 3.11 that is found, in both implementations
 	@$(PYTHON) tests/run.py
+
+test-all:  ## the same, with the slow ones on the newest: faults, load, whole matrices
+	@$(PYTHON) tests/run.py --all
 
 bench:  ## ours and its peers in one table; renews bench/results.json and docs/bench.svg
 	@$(PYTHON) bench/compare.py

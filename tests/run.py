@@ -1,5 +1,7 @@
 """`make test`: the tests on every CPython from 3.11 that the machine has, in both implementations.
 
+`make test-all` (--all): on the newest of them those that are marked slow, too.
+
 Needs nothing but the standard library. Each interpreter gets a virtual environment in .venv, into which the package is
 installed as a user would; the tests run from a copy in another folder, so that they see the installed package and not
 the checkout.
@@ -66,6 +68,7 @@ def implementation(environment: Path, env: dict[str, str]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", metavar="X.Y", help="one version")
+    parser.add_argument("--all", action="store_true", help="with the slow ones, on the newest version")
     parser.add_argument("arguments", nargs="*", help="for pytest")
     options = parser.parse_args()
 
@@ -87,8 +90,11 @@ def main() -> int:
             summary.append(f"CPython {version[0]}.{version[1]}, cython: not run, THE SPEEDUPS WERE NOT BUILT")
         for leg in legs:
             name = f"CPython {version[0]}.{version[1]}, {implementation(environment, leg)}"
-            print(f"\n=== {name}", flush=True)
             command = [environment / "bin" / "python", "-X", "dev", "-m", "pytest", "-p", "no:cacheprovider"]
+            if options.all and version == max(found):
+                name += ", with the slow ones"
+                command += ["-m", "not browser"]
+            print(f"\n=== {name}", flush=True)
             result = subprocess.run([*command, *options.arguments], cwd=environment / "run", env=leg)
             summary.append(f"{name}: {'passed' if result.returncode == 0 else 'FAILED'}")
             status = status or result.returncode

@@ -135,7 +135,9 @@ def child(scenario):
         import termios
 
         nonlocal rows, columns
-        rows, columns = [(rows + 3, columns * 3 // 4), (scenario.rows - 3, scenario.columns), (scenario.rows, columns)][step % 3]
+        rows, columns = [(rows + 3, columns * 3 // 4), (scenario.rows - 3, scenario.columns), (scenario.rows, columns)][
+            step % 3
+        ]
         title({"size": (rows, columns)})
         termios.tcsetwinsize(2, (rows, columns))
 
@@ -146,7 +148,9 @@ def child(scenario):
             future._task.interval = 0
             made = []
 
-            def make(cls=[tqdm.tqdm, tqdm.auto.tqdm, tqdm.asyncio.tqdm_asyncio, tqdm.std.tqdm][number % 4], made=made, **kwargs):
+            def make(
+                cls=[tqdm.tqdm, tqdm.auto.tqdm, tqdm.asyncio.tqdm_asyncio, tqdm.std.tqdm][number % 4], made=made, **kwargs
+            ):
                 made.append(cls(**kwargs))
                 return made[0]
 

@@ -9,11 +9,22 @@ if sys.platform == "win32":
     pytest.skip("there is no pseudo-terminal", allow_module_level=True)
 
 from .conftest import CONCURRENT, until
-from .screen import Scenario, check, run, scenarios
+from .screen import LEAVES, TWISTS, Scenario, check, run, scenarios
 from .terminal import Terminal
 
 
-@pytest.mark.parametrize("scenario", list(scenarios()), ids=str)
+def _once_quick():
+    """All scenarios; of each kind one that is not slow."""
+    quick = {(twist, leave): None for twist in ("", *TWISTS) for leave in LEAVES}
+    for scenario in scenarios():
+        key = scenario.twist, scenario.leave
+        enough = scenario.bars == 16 and scenario.at_once == (3 if scenario.leave else 16) and key in quick
+        if enough:
+            del quick[key]
+        yield pytest.param(scenario, id=str(scenario), marks=() if enough else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("scenario", list(_once_quick()))
 def test_every_screen_is_right(scenario):
     output, status = run(scenario)
     screens = list(check(scenario, output))
