@@ -341,10 +341,8 @@ class _Screen:
 
     def _others(self) -> bool:
         """Whether other bars than before are alive, on whatever screen."""
-        before, self._seen = (
-            self._seen,
-            self._class._instances.data.copy(),
-        )  # of a WeakSet: to go through that takes too long
+        # The references in a WeakSet: to go through the set itself takes too long.
+        before, self._seen = self._seen, self._class._instances.data.copy()
         return before != self._seen
 
     def _resized(self) -> bool:

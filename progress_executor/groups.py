@@ -51,7 +51,7 @@ class ProgressGroup(Watchable, Generic[T]):
             # done, and after the slow ones of the user's.
             with future._condition:
                 if future._state in UNDONE:
-                    list.append(future._waiters, self)  # theirs would have it deliver
+                    list.append(future._waiters, self)  # type: ignore[misc]  # theirs would have it deliver
                 else:
                     self._member_ended(future)
         if not self.futures:
@@ -74,7 +74,7 @@ class ProgressGroup(Watchable, Generic[T]):
     add_result = add_exception = add_cancelled = _member_ended
 
     def _count_ended(self) -> "_Sums":
-        """The sums over all that have ended. Takes effect in one store: Ctrl-C at any moment leaves nothing counted by half."""
+        """The sums over all that have ended. Takes effect in one store: Ctrl-C leaves nothing counted by half."""
         counted = self._counted.copy()
         for task in self._ended[counted.members :]:
             self._undone.pop(task, None)

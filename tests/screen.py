@@ -80,6 +80,7 @@ def child(scenario):
     log.addHandler(logging.StreamHandler())
     chance = random.Random(scenario.seed)
     rows, columns = scenario.rows, scenario.columns
+    classes = tqdm.tqdm, tqdm.auto.tqdm, tqdm.asyncio.tqdm_asyncio, tqdm.std.tqdm
     tasks, left, live, ended, users = [], [], {}, set(), []
     seen_running, running_for_long = set(), set()  # the latter since before the clock went on
 
@@ -135,9 +136,8 @@ def child(scenario):
         import termios
 
         nonlocal rows, columns
-        rows, columns = [(rows + 3, columns * 3 // 4), (scenario.rows - 3, scenario.columns), (scenario.rows, columns)][
-            step % 3
-        ]
+        sizes = (rows + 3, columns * 3 // 4), (scenario.rows - 3, scenario.columns), (scenario.rows, columns)
+        rows, columns = sizes[step % 3]
         title({"size": (rows, columns)})
         termios.tcsetwinsize(2, (rows, columns))
 
@@ -148,9 +148,7 @@ def child(scenario):
             future._task.interval = 0
             made = []
 
-            def make(
-                cls=[tqdm.tqdm, tqdm.auto.tqdm, tqdm.asyncio.tqdm_asyncio, tqdm.std.tqdm][number % 4], made=made, **kwargs
-            ):
+            def make(cls=classes[number % len(classes)], made=made, **kwargs):
                 made.append(cls(**kwargs))
                 return made[0]
 
