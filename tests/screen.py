@@ -148,7 +148,7 @@ def child(scenario):
             future._task.interval = 0
             made = []
 
-            def make(cls=classes[number % len(classes)], made=made, **kwargs):
+            def make(cls=classes[number % 4], made=made, **kwargs):
                 made.append(cls(**kwargs))
                 return made[0]
 
