@@ -33,6 +33,12 @@ def count_then_fail(n, progress):
     raise ValueError("after counting")
 
 
+def wait_in_the_last_step(n, gate, progress):
+    for i in progress(range(n)):
+        if i == n - 1:
+            wait_for(gate)
+
+
 def step_until(gate, progress):
     """Steps until the file `gate` is there; returns the number of steps."""
     while not os.path.exists(gate):

@@ -1,0 +1,384 @@
+"""Whatever happens to tasks, in whichever order: each future ends once, in the state that its task had deserved.
+
+A state machine submits, cancels, steps, ends and kills puppets, tasks that do what they are told through a socket, and knows
+what must become of each; and thousands of tasks are cancelled at random.
+"""
+
+import concurrent.futures
+import os
+import random
+import signal
+import threading
+from concurrent.futures import BrokenExecutor, CancelledError
+from multiprocessing.connection import Client, Listener
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+
+from progress_executor import SyncProgressExecutor
+
+from . import jobs
+from .conftest import CONCURRENT, make_executor, open_gate, until
+
+WORKERS = 2
+
+
+def puppet(address, number, progress):
+    """Does what it is told: ("step", n), ("return", value), ("fail",), ("swallow",) and ("die",)."""
+    with Client(address) as orders:
+        orders.send(number)
+        while True:
+            order, *arguments = orders.recv()
+            if order == "return":
+                return arguments[0]
+            if order == "fail":
+                raise ValueError(number)
+            if order == "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            try:
+                progress.update(arguments[0])
+            except BaseException:
+                orders.send("cancelled")
+                if order == "swallow":
+                    return "swallowed"
+                raise
+            orders.send("counted")
+
+
+class Life:
+    """A task as the model knows it."""
+
+    def __init__(self, number):
+        self.number = number
+        self.n = 0
+        self.asked = False  # to stop
+        self.end = None  # "cancelled", ValueError, BrokenExecutor or ("value", ...)
+        self.told = []
+
+    def __repr__(self):
+        return f"task {self.number}"
+
+
+class Pool(RuleBasedStateMachine):
+    kind = "thread"
+
+    def __init__(self):
+        super().__init__()
+        self.executor = make_executor(self.kind, WORKERS)
+        self.listener = Listener(family="AF_UNIX")
+        self.lives = []
+        self.connected = {}
+        self.shut = self.broken = False
+
+    tasks = Bundle("tasks")
+
+    @precondition(lambda self: not self.shut and not self.broken)
+    @rule(target=tasks)
+    def submit(self):
+        life = Life(len(self.lives))
+        life.future = self.executor.submit(puppet, self.listener.address, life.number)
+        life.future.add_progress_callback(lambda old, new: life.told.append(new))
+        self.lives.append(life)
+        self.settle()
+        return life
+
+    @precondition(lambda self: self.shut or self.broken)
+    @rule()
+    def submit_too_late(self):
+        with pytest.raises(BrokenExecutor if self.broken else RuntimeError):
+            self.executor.submit(jobs.add, 1)
+
+    @rule(life=tasks, n=st.integers(1, 100), order=st.sampled_from(["step", "step", "swallow"]))
+    def step(self, life, n, order):
+        if life not in self.running():
+            return
+        orders = self.connected[life.number]
+        orders.send((order, n))
+        life.n += n
+        if life.asked:
+            assert orders.recv() == "cancelled"
+            self.ended(life, ("value", "swallowed") if order == "swallow" else "cancelled")
+        else:
+            assert orders.recv() == "counted"
+            assert life.future.state == {"n": life.n, "total": None, "status": "running"}
+
+    @rule(life=tasks, value=st.integers())
+    def finish(self, life, value):
+        if life in self.running():
+            self.connected[life.number].send(("return", value))
+            self.ended(life, ("value", value))
+
+    @rule(life=tasks)
+    def fail(self, life):
+        if life in self.running():
+            self.connected[life.number].send(("fail",))
+            self.ended(life, ValueError)
+
+    @rule(life=tasks)
+    def cancel(self, life):
+        before = life.end
+        running = life in self.running()
+        assert life.future.cancel() == (before in (None, "cancelled"))
+        assert before is not None or life.future.cancel_requested()
+        if before is None and running:
+            life.asked = True
+            assert life.future.running()
+        elif before is None:  # at once, or when a worker comes across it in the call queue: it is never entered
+            assert life.future.cancelled() or self.kind == "process"
+            life.end = "cancelled"
+
+    @precondition(lambda self: self.kind == "process")
+    @rule(life=tasks)
+    def die(self, life):
+        if life not in self.running():
+            return
+        self.connected[life.number].send(("die",))
+        self.broken = True
+        for other in self.lives:
+            if other.end is None:
+                other.end = BrokenExecutor
+        concurrent.futures.wait([other.future for other in self.lives], timeout=30)
+
+    @rule(cancel_futures=st.booleans())
+    def shut_down(self, cancel_futures):
+        running = self.running()
+        self.executor.shutdown(wait=False, cancel_futures=cancel_futures)
+        self.shut = True
+        if not cancel_futures:
+            return
+        for life in self.lives:
+            if life.end is None and life not in running:
+                assert life.future.cancelled() or self.kind == "process"  # which may have it in its call queue
+                life.end = "cancelled" if life.future.cancelled() else None
+
+    @rule()
+    def deliver(self):
+        concurrent.futures.wait([life.future for life in self.lives], timeout=0)
+
+    def running(self):
+        return [life for life in self.lives if life.end is None][:WORKERS]
+
+    def ended(self, life, end):
+        life.end = end
+        until(life.future.done)
+        self.settle()
+
+    def settle(self):
+        """Wait for the tasks that the pool starts now."""
+        while not all(life.number in self.connected for life in self.running()):
+            connection = self.listener.accept()
+            self.connected[connection.recv()] = connection
+
+    @invariant()
+    def futures_are_as_they_should_be(self):
+        for life in self.lives:
+            future = life.future
+            if life.end is None:
+                assert not future.done()
+            elif future.done():
+                self.check_end(life)
+
+    def check_end(self, life):
+        future, end = life.future, life.end
+        assert not future.running()
+        status = {"cancelled": "cancelled", ValueError: "failed", BrokenExecutor: "failed"}.get(end, "done")
+        assert future.state == {"n": life.n, "total": None, "status": status}
+        assert future.cancelled() == (end == "cancelled")
+        if end == "cancelled":
+            with pytest.raises(CancelledError):
+                future.result(0)
+        elif status == "done":
+            assert future.result(0) == end[1]
+        else:
+            assert isinstance(future.exception(0), end)
+
+    def teardown(self):
+        for life in self.lives:
+            if life.end is None and life not in self.running():  # a place for the next one
+                continue
+        while running := self.running():
+            self.finish(running[0], "at last")
+        with self.executor:
+            pass
+        for connection in self.connected.values():
+            connection.close()
+        self.listener.close()
+        for life in self.lives:
+            assert life.future.done()
+            self.check_end(life)
+            statuses = [state["status"] for state in life.told]
+            assert statuses == sorted(statuses, key=["pending", "running", "done", "failed", "cancelled"].index)
+            assert life.told[-1] == life.future.state
+            assert len(life.told) == 1 or life.told[-2]["status"] in ("pending", "running")
+            assert life.number in self.connected or life.end in ("cancelled", BrokenExecutor)
+
+
+class Processes(Pool):
+    kind = "process"
+
+
+class Sync(RuleBasedStateMachine):
+    """The same where a task runs when it is waited for: it is told beforehand what it will do."""
+
+    def __init__(self):
+        super().__init__()
+        self.executor = SyncProgressExecutor()
+        self.lives = []
+
+    tasks = Bundle("tasks")
+
+    @rule(target=tasks, steps=st.lists(st.integers(1, 9), max_size=4), how=st.sampled_from(["return", "fail", "swallow"]))
+    def submit(self, steps, how):
+        life = Life(len(self.lives))
+
+        def work(progress):
+            life.ran = True
+            for step in steps:
+                life.n += step
+                try:
+                    progress.update(step)
+                except BaseException:
+                    if how == "swallow":
+                        life.end = "value", "swallowed"
+                        return "swallowed"
+                    life.end = "cancelled"
+                    raise
+            life.end = ValueError if how == "fail" else ("value", life.n)
+            if how == "fail":
+                raise ValueError
+            return life.n
+
+        life.ran = False
+        life.cancel_at = None
+        life.future = self.executor.submit(work)
+        life.future.add_progress_callback(lambda old, new: self.told(life, new))
+        self.lives.append(life)
+        return life
+
+    def told(self, life, state):
+        life.told.append(state)
+        if life.cancel_at == len(life.told):
+            life.future.cancel()
+
+    @rule(life=tasks, at=st.integers(1, 5))
+    def cancel_from_a_callback(self, life, at):
+        life.cancel_at = at
+
+    @rule(life=tasks)
+    def cancel(self, life):
+        assert life.future.cancel() == (life.end in (None, "cancelled"))
+        if life.end is None:
+            life.end = "cancelled"
+
+    @rule(life=tasks)
+    def collect(self, life):
+        concurrent.futures.wait([life.future])
+        assert life.future.done()
+
+    check_end = Pool.check_end
+
+    @invariant()
+    def futures_are_as_they_should_be(self):
+        for life in self.lives:
+            assert life.future.done() == (life.end is not None)
+            if life.end is not None:
+                self.check_end(life)
+
+    def teardown(self):
+        self.executor.shutdown()
+        for life in self.lives:
+            self.check_end(life)
+            assert life.told[-1] == life.future.state
+            assert [state["status"] for state in life.told].count(life.told[-1]["status"]) == 1
+
+
+def live(machine, examples):
+    """Run `machine` so often. No example is kept, and each is told apart by its seed: what fails is printed as a program."""
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=30,
+            deadline=None,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+@pytest.mark.parametrize("machine", [Pool, Processes, Sync])
+def test_each_future_ends_once_as_its_task_did(machine):
+    live(machine, 10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("machine", [Pool, Processes, Sync])
+def test_each_future_ends_once_as_its_task_did_a_hundred_times(machine):
+    live(machine, 100)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0])
+@pytest.mark.parametrize("kind", CONCURRENT)
+def test_of_twenty_thousand_tasks_that_are_cancelled_at_random_none_is_lost(kind, seed):
+    chance, count = random.Random(seed), 20_000
+    futures, told, asked = [], {}, set()
+    over = threading.Event()
+
+    def cancel_at_random(seed):
+        chance = random.Random(seed)
+        while not over.is_set():
+            if futures:
+                number = chance.randrange(max(0, len(futures) - 50), len(futures))
+                if futures[number].cancel():
+                    asked.add(number)
+
+    cancellers = [threading.Thread(target=cancel_at_random, args=(f"{seed}-{n}",)) for n in range(2)]
+    with make_executor(kind, 4) as executor:
+        for canceller in cancellers:
+            canceller.start()
+        for number in range(count):
+            n = chance.randrange(30)
+            future = executor.submit(jobs.count_then_fail if number % 10 == 9 else jobs.count, n)
+            if number % 20 == 0:
+                told[number] = []
+                future.add_progress_callback(lambda old, new, states=told[number]: states.append(new))
+            future.n = n
+            futures.append(future)
+            if number % 100 == 99:  # cancelled ones are among those that run, and not far from them
+                concurrent.futures.wait(futures[-150:-50])
+        concurrent.futures.wait(futures)
+        over.set()
+        for canceller in cancellers:
+            canceller.join()
+    ends = {"done": 0, "failed": 0, "cancelled": 0}
+    for number, future in enumerate(futures):
+        state = future.state
+        ends[state["status"]] += 1
+        if state["status"] == "cancelled":
+            assert number in asked
+            with pytest.raises(CancelledError):
+                future.result(0)
+        elif number % 10 == 9:
+            assert isinstance(future.exception(0), ValueError)
+            assert (state["n"], state["status"]) == (future.n, "failed")
+        else:
+            assert future.result(0) == future.n
+            assert state == {"n": future.n, "total": future.n, "status": "done"}
+    assert sum(ends.values()) == count
+    assert min(ends.values()) > 100, ends
+    for number, states in told.items():
+        assert states[-1] == futures[number].state
+        assert [state["status"] in ends for state in states].count(True) == 1
+
+
+def test_a_task_that_is_cancelled_in_its_last_step_is_cancelled_though_all_is_counted(pool, gate):
+    future = pool.submit(jobs.wait_in_the_last_step, 3, gate)
+    until(lambda: future.state["n"] == 2)
+    assert future.cancel()
+    open_gate(gate)
+    with pytest.raises(CancelledError):
+        future.result()
+    assert future.state == {"n": 3, "total": 3, "status": "cancelled"}
