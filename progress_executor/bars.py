@@ -195,11 +195,14 @@ def _write_line(bar: Any) -> None:
 def _set_total(bar: Any, total: float | None) -> None:
     if total == getattr(bar, "total", None):
         return
-    if total and _is_notebook(bar):  # the widget hears of it here only
-        start_t = bar.start_t
-        bar.reset(total)
-        bar.start_t = start_t
     bar.total = total
+    if _is_notebook(bar):  # whose widget hears of it only in `reset`, which has it show 0 for a moment
+        known = total is not None and total > 0
+        widget = _widget(bar)
+        widget.max = total if known else 1
+        widget.bar_style = "" if known else "info"
+        if bar.ncols is None:
+            widget.layout.width = None if known else "20px"
 
 
 def _refresh(bar: Any) -> None:
@@ -212,14 +215,20 @@ def _close(bar: Any, status: str) -> None:
     if not _is_notebook(bar):
         bar.close()
         return
-    widget = bar.container.children[-2]
-    if status != DONE:
-        widget.bar_style = "danger"
-    bar.close()
-    if status == DONE and widget.bar_style == "danger":
-        widget.bar_style = "success"
-        if not bar.leave:
-            bar.display(close=True, check_delay=False)
+    widget = _widget(bar)
+    with widget.hold_sync():  # it must not turn red on its way to green
+        if status != DONE:
+            widget.bar_style = "danger"
+        bar.close()
+        if status == DONE and widget.bar_style == "danger":
+            widget.bar_style = "success"
+            if not bar.leave:
+                bar.display(close=True, check_delay=False)
+
+
+def _widget(bar: Any) -> Any:
+    """The part of a notebook's bar that is filled."""
+    return bar.container.children[-2]
 
 
 # Terminals
