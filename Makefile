@@ -3,7 +3,7 @@
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: demo test test-all bench gate lint clean
+.PHONY: demo test test-all test-browser bench gate lint clean
 
 demo:  ## the demonstration: digests of the standard library's folders, one bar each
 	@$(PYTHON) -m venv .venv/demo
@@ -18,6 +18,9 @@ test:  ## the tests, on every CPython from 3.11 that is found, in both implement
 
 test-all:  ## the same, with the slow ones on the newest: faults, load, whole matrices
 	@$(PYTHON) tests/run.py --all
+
+test-browser:  ## bars in a real notebook in a real browser; skipped without Chromium
+	@$(PYTHON) tests/run.py --browser
 
 bench:  ## ours and its peers in one table; renews bench/results.json and docs/bench.svg
 	@$(PYTHON) bench/compare.py

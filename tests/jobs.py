@@ -105,6 +105,18 @@ def report_and_wait(n, total, status, gate, progress):
     wait_for(gate)
 
 
+def follow(fails, steps, gates, progress):
+    """Shows one (n, total) after the other, each but the last until the file `gates` + its index is there."""
+    for index, (n, total) in enumerate(steps):
+        progress.total = total
+        progress.n = n
+        while index < len(steps) - 1 and not os.path.exists(f"{gates}{index}"):
+            time.sleep(0.001)
+            progress.check()
+    if fails:
+        fail()
+
+
 def kill_self(gate, progress):
     progress.update(7)
     wait_for(gate)

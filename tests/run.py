@@ -42,15 +42,21 @@ def interpreters() -> dict[tuple[int, int], str]:
     return {version: found[version] for version in VERSIONS if version in found}
 
 
-def prepare(version: tuple[int, int], interpreter: str) -> Path:
-    """Make the environment for `version`; returns its folder."""
-    environment = ROOT / ".venv" / f"test-{version[0]}.{version[1]}"
+def chromium() -> str | None:
+    """The browser: what CHROMIUM names, or the first of those on the PATH."""
+    names = [os.environ.get("CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome"]
+    return next((path for name in names if (path := shutil.which(name))), None)
+
+
+def prepare(name: str, interpreter: str, extra: str) -> Path:
+    """Make the environment `name`, in which the package is with `extra`; returns its folder."""
+    environment = ROOT / ".venv" / name
     python = environment / "bin" / "python"
     if not python.exists():
         subprocess.run([interpreter, "-m", "venv", environment], check=True)
     shutil.rmtree(ROOT / "build", ignore_errors=True)  # an extension of an earlier build must not get into this one
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, f"{ROOT}[test]"], check=True)
+    subprocess.run([*pip, f"{ROOT}[{extra}]"], check=True)
     subprocess.run([*pip, "--force-reinstall", "--no-deps", ROOT], check=True)
     run = environment / "run"
     shutil.rmtree(run, ignore_errors=True)
@@ -65,12 +71,27 @@ def implementation(environment: Path, env: dict[str, str]) -> str:
     return subprocess.run(command, cwd=environment, env=env, check=True, capture_output=True, text=True).stdout.strip()
 
 
+def run_in_browser(arguments: list[str]) -> int:
+    """The tests that need a browser, on this Python."""
+    path = chromium()
+    if path is None:
+        print("Chromium was not found, so the tests in a browser are skipped; CHROMIUM=/where/it/is names one")
+        return 0
+    environment = prepare("browser", sys.executable, "browser")
+    env = {**os.environ, "CHROMIUM": path}
+    command = [environment / "bin" / "python", "-m", "pytest", "-p", "no:cacheprovider", "-m", "browser"]
+    return subprocess.run([*command, "tests/test_notebook.py", *arguments], cwd=environment / "run", env=env).returncode
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", metavar="X.Y", help="one version")
     parser.add_argument("--all", action="store_true", help="with the slow ones, on the newest version")
+    parser.add_argument("--browser", action="store_true", help="the tests in a browser, and no others")
     parser.add_argument("arguments", nargs="*", help="for pytest")
     options = parser.parse_args()
+    if options.browser:
+        return run_in_browser(options.arguments)
 
     found = interpreters()
     if options.only:
@@ -80,7 +101,7 @@ def main() -> int:
         if version not in found:
             summary.append(f"CPython {version[0]}.{version[1]}: not run, it is not on this machine")
     for version, interpreter in found.items():
-        environment = prepare(version, interpreter)
+        environment = prepare(f"test-{version[0]}.{version[1]}", interpreter, "test")
         env = {**os.environ, "PROGRESS_EXECUTOR_SOURCE": str(ROOT)}
         env.pop("PROGRESS_EXECUTOR_NO_EXTENSIONS", None)
         legs = [env]
