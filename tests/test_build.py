@@ -114,6 +114,7 @@ def test_the_build_switch_that_forbids_the_extension_builds_none(source, tmp_pat
     assert not built
 
 
+@pytest.mark.slow
 def test_without_a_compiler_the_build_succeeds_and_says_that_the_speedups_were_not_built(source, tmp_path):
     done, built = build(source, tmp_path, CC="/bin/false")
     assert done.returncode == 0, done.stdout
@@ -128,6 +129,7 @@ def test_without_a_compiler_the_build_fails_if_the_extension_is_required(source,
     assert not built
 
 
+@pytest.mark.slow
 def test_with_a_compiler_the_build_makes_an_extension_that_is_picked(source, tmp_path):
     if not any(map(shutil.which, ("cc", "gcc", "clang"))):
         pytest.skip("there is no C compiler")

@@ -45,19 +45,11 @@ def test_watch_many_with_cancel_reports_the_first_task_as_cancelled(kind):
         assert line in (f"task {i} of {value}: {value}", f"task {i} of {value}: cancelled")
 
 
-@pytest.fixture(params=KINDS)
-def screen(request):
-    with Terminal(watch_many(request.param), env=ENVIRONMENT) as screen:
-        yield screen
-
-
-def test_watch_many_draws_live_bars(screen):
-    screen.wait_for(lambda screen: re.search(r"^task \d: +[1-9]\d?%\|.*running", screen.text, re.MULTILINE))
-    assert screen.finish() == 0
-
-
-def test_watch_many_leaves_one_finished_bar_per_task_and_the_results_below(screen):
-    assert screen.finish() == 0
+@pytest.mark.parametrize("kind", KINDS)
+def test_watch_many_draws_live_bars_and_leaves_one_per_task_with_the_results_below(kind):
+    with Terminal(watch_many(kind), env=ENVIRONMENT) as screen:
+        screen.wait_for(lambda screen: re.search(r"^task \d: +[1-9]\d?%\|.*running", screen.text, re.MULTILINE))
+        assert screen.finish() == 0
     bars, lines = screen.lines[: len(VALUES)], screen.lines[len(VALUES) : 2 * len(VALUES)]
     assert sorted(re.sub(r"\|.*\| (.*) \[.*, (\w+)\]$", r" \1 \2", bar) for bar in bars) == [
         f"task {i}: 100% {2 * value}/{2 * value} done" for i, value in enumerate(VALUES)

@@ -290,6 +290,7 @@ def test_ten_thousand_members_are_watched_at_the_cost_of_those_that_run():
     assert calls[10] == calls[10_000]
 
 
+@pytest.mark.slow
 def test_the_bar_of_ten_thousand_tasks_is_live_and_ends_with_all_of_them(pool):
     shown = []
 

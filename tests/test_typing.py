@@ -81,6 +81,7 @@ def test_the_sample_program_runs(no_extensions):
     assert (done.returncode, done.stdout) == (0, "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("no_extensions", ["0", "1"])
 @mypy_needed
 def test_the_stub_of_the_hot_path_has_the_signatures_of_the_running_one(no_extensions, empty_folder):

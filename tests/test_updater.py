@@ -988,6 +988,7 @@ REPEATED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REPEATED)
 def test_repeating_leaves_no_reference_and_no_memory_behind(progress, name):
     act = REPEATED[name]
