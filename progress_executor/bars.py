@@ -3,6 +3,7 @@
 The only module that knows tqdm.
 """
 
+import inspect
 import itertools
 import os
 import sys
@@ -12,9 +13,9 @@ from contextlib import contextmanager
 from functools import partial
 from math import inf
 from time import monotonic, time
-from typing import Any, ClassVar, Literal, Protocol, get_args
+from typing import Any, ClassVar, Literal, get_args
 
-from .delivery import INTERVAL, afterwards, logger
+from .delivery import INTERVAL, Watched, afterwards, logger
 from .interrupts import SigintDeferred
 from .state import CANCELLED, DONE, ProgressState, on_one_line
 
@@ -23,15 +24,6 @@ _TRIGGERS: tuple[str, ...] = get_args(Trigger)
 
 _CLOCK = 1.0
 """Seconds after which a bar is drawn again although nothing was reported, so that its clock moves."""
-
-
-class Watched(Protocol):
-    """What a bar needs of its future or group."""
-
-    @property
-    def state(self) -> ProgressState: ...
-    def _since(self) -> float | None: ...
-    def _describe(self, state: Any) -> str: ...
 
 
 class TqdmBar:
@@ -62,11 +54,11 @@ class TqdmBar:
         self._screen: _Screen | None = None
         self._in_file = False
         self._clock: Callable[[], float] | None = None  # tqdm's, while the bar's own stands still
+        self._knows_total = False  # from the task
         self._shown: ProgressState | None = None
         self._drawn_at = -inf  # not 0: where the machine was started a moment ago, that is just now
         if "now" in self._triggers:
-            with SigintDeferred():
-                self._open()
+            self._open()
 
     def tell(self, state: ProgressState, ended: bool) -> None:
         """Take over a state; called at every delivery, whether it has changed or not."""
@@ -104,6 +96,9 @@ class TqdmBar:
         with _room_for(make):
             bar = self._bar = make()
         if _is_tqdm(bar):
+            bar.initial = 0  # the rate is that of the task's n
+            if bar.delay == inf:  # see `_room_for`
+                bar.delay = 0
             # Until the task starts no time passes: the bar may be drawn again, because another one was closed, say.
             self._clock, bar._time = bar._time, partial(float, bar.start_t)
         if _is_plain(bar):
@@ -149,7 +144,14 @@ class TqdmBar:
             # Its rate and remaining time count from the start of the task, not from its own or from the queue.
             self._clock, bar._time = None, self._clock
             bar.start_t = bar.last_print_t = bar._time() - (0 if started_at is None else max(0, time() - started_at))
-        _set_total(bar, state["total"])
+        if ended and _is_tqdm(bar):
+            # And to the task's end, which may be long ago.
+            ended_at = self._watched._until() or started_at or 0
+            bar._time = partial(float, max(bar.start_t, bar._time() - max(0, time() - ended_at)))
+        if state["total"] is not None:
+            self._knows_total = True
+        if self._knows_total:  # else the bar keeps the one that it was made with
+            _set_total(bar, state["total"])
         bar.n = state["n"]
         bar.set_postfix_str(on_one_line(self._watched._describe(state)), refresh=False)
 
@@ -169,6 +171,8 @@ def _room_for(make: "partial[Any]") -> Iterator[None]:
     if file is None or std is None or getattr(file, "isatty", bool)():
         yield
         return
+    if _takes_delay(make.func, std.tqdm):
+        make.keywords.setdefault("delay", inf)  # else it begins with drawing itself, before the line of another one
     with std.tqdm.get_lock():
         positions = [(bar, bar.pos) for bar in std.tqdm._instances if hasattr(bar, "pos")]
         try:
@@ -178,6 +182,17 @@ def _room_for(make: "partial[Any]") -> Iterator[None]:
         finally:
             for bar, position in positions:
                 bar.pos = position
+
+
+def _takes_delay(cls: Any, base: Any) -> bool:
+    """Whether `cls` is one of tqdm's classes for terminals and files, or made of one and with all its arguments."""
+    if not isinstance(cls, type) or not issubclass(cls, base) or getattr(cls, "display", None) is not base.display:
+        return False
+    try:
+        inspect.signature(cls).bind_partial(delay=0)
+    except TypeError:
+        return False
+    return True
 
 
 def _write_line(bar: Any) -> None:
@@ -256,6 +271,7 @@ class _Screen:
         self._delayed: list[Any] = []
         self._text: list[str] = []
         self._stale = False  # whether the last drawing was not completed
+        self._trim = sys.modules["tqdm.utils"].disp_trim
         self._up = sys.modules["tqdm.utils"]._term_move_up()
         self._ours: dict[Any, TqdmBar] = {}
 
@@ -277,8 +293,13 @@ class _Screen:
     def _print(self, text: str) -> None:
         # In place of tqdm's own, which pads a line to the length of the one before: that may not fit any more, and does not
         # cover another bar's line, where this one is written over it when it is closed.
-        self._fp.write("\r\x1b[2K" + text)
+        self._fp.write("\r\x1b[2K" + self._cut(text))
         self._fp.flush()
+
+    def _cut(self, text: str) -> str:
+        """What fits into one row: a bar may have been given more columns, and up to 4.67 tqdm cuts none without a meter."""
+        columns = self._size[0]
+        return str(self._trim(text, columns)) if columns else text
 
     def draw(self) -> None:
         """Draw the bars that changed, and close those that ended. What one of them raises is logged, and harms no other."""
@@ -316,7 +337,8 @@ class _Screen:
             self._try(self._close, self.ended.popleft())
 
     def _erase(self) -> None:
-        self._text.append("\r\x1b[J")
+        # From the second column on: what is erased from the first of all on, tmux takes for text that scrolls away.
+        self._text.append("\r\x1b[2K\x1b[C\x1b[J\r")
 
     def _draw(self, bar: Any) -> None:
         if bar.disable or _is_hidden(bar, but_the_hint=True) or not _is_due(bar):
@@ -328,7 +350,7 @@ class _Screen:
             return
         # As `display` does, but all that is drawn at once is written at once.
         row = abs(bar.pos)
-        self._text += ["\n" * row, "\r\x1b[2K", _HINT if _is_hidden(bar) else str(bar), self._up * row]
+        self._text += ["\n" * row, "\r\x1b[2K", _HINT if _is_hidden(bar) else self._cut(str(bar)), self._up * row]
 
     def _flush(self, end: str = "") -> None:
         text, self._text = "".join(self._text) + end, []
@@ -338,7 +360,7 @@ class _Screen:
 
     def _close(self, bar: Any) -> None:
         self.changed.pop(bar, None)
-        del self._ours[bar]
+        self._ours.pop(bar, None)  # where one bar is given out for several tasks, it was closed before
         if bar.leave is None:
             bar.leave = bar.pos == 0
         bar.pos = 0  # all rows are erased

@@ -63,6 +63,16 @@ class Listener(Protocol):
     def tell(self, state: ProgressState, ended: bool) -> None: ...
 
 
+class Watched(Protocol):
+    """What a listener that draws needs of its future or group."""
+
+    @property
+    def state(self) -> ProgressState: ...
+    def _since(self) -> float | None: ...
+    def _until(self) -> float | None: ...
+    def _describe(self, state: Any) -> str: ...
+
+
 class Callback:
     """The listener that calls `fn(old_state, new_state)` when the state has changed."""
 
@@ -109,11 +119,16 @@ class Feed:
 
     def __init__(self, task: Source) -> None:
         self.task = task
-        self.home = threading.get_ident()  # whose waiting delivers, if no event loop watches
+        self.settle_here()
         self._listeners: list[Listener] = []
         self._lock = threading.RLock()  # a signal handler may wait for something, too
         self._deliverer: int | None = None
         self._due = 0.0
+
+    def settle_here(self) -> None:
+        """From now on it is this thread whose waiting delivers, if no event loop watches."""
+        self._home = threading.get_ident()
+        self._home_thread = threading.current_thread()
 
     def add(self, listener: Listener) -> None:
         self._listeners.append(listener)
@@ -136,11 +151,14 @@ class Feed:
         return self._deliverer == threading.get_ident()
 
     def driven_by(self, thread: int, waits: bool = False) -> bool:
-        """Whether `thread` is to deliver: a running loop that watches comes first, then who waits, then the home."""
+        """Whether `thread` is to deliver: a running loop that watches comes first, then who waits, then the home.
+
+        When that thread has ended, it is whoever waits for anything on the executor.
+        """
         ticker = self.task.ticker
         if ticker is not None and ticker.running:
             return ticker.thread == thread
-        return waits or self.home == thread
+        return waits or self._home == thread or not self._home_thread.is_alive()
 
     def deliver(self, now: bool = False) -> None:
         """Call the callbacks with what changed: once per interval, or `now`; the final state at once, and once only."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from . import state as status
 from .delivery import INTERVAL, Callback, DeliveringEvent, Feed, Listener, ProgressCallback, Source, Ticker, waiting
+from .interrupts import SigintDeferred
 from .state import ProgressState
 from .tasks import Task
 
@@ -40,6 +41,7 @@ class Watchable:
         def done(self) -> bool: ...
         def _source(self) -> Source: ...
         def _since(self) -> float | None: ...
+        def _until(self) -> float | None: ...
 
     @staticmethod
     def _describe(state: Any) -> str:
@@ -80,7 +82,8 @@ class Watchable:
 
         if triggers is not None and trigger is not None:
             raise TypeError("trigger is another name for triggers: give one of them")
-        self._add(TqdmBar(tqdm_cls, init_kwargs, triggers if trigger is None else trigger, self))
+        with SigintDeferred():  # nobody would close a bar that is made and not added
+            self._add(TqdmBar(tqdm_cls, init_kwargs, triggers if trigger is None else trigger, self))
 
     def add_rich_callback(self, progress: "Progress", **fields: Any) -> None:
         """Show the progress in a row of `progress`, a `rich.progress.Progress` that the caller starts and stops.
@@ -90,7 +93,7 @@ class Watchable:
         """
         from .richbars import RichBar
 
-        self._add(RichBar(progress, fields, self._since, self._describe, self.state))
+        self._add(RichBar(progress, fields, self))
 
     def _add(self, listener: Listener) -> None:
         source = self._source()
@@ -135,6 +138,9 @@ class ProgressFuture(Future[T], Watchable):  # in this order: else a plain futur
 
     def _since(self) -> float | None:
         return self._task.since()
+
+    def _until(self) -> float | None:
+        return self._task.ended_at
 
     @property
     def state(self) -> ProgressState:

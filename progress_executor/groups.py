@@ -30,6 +30,7 @@ class ProgressGroup(Watchable, Generic[T]):
     ticker: Ticker | None = None
     interval = INTERVAL
     _began: float | None = None
+    _last_end: float | None = None
 
     def __init__(self, futures: Iterable[ProgressFuture[T]]) -> None:
         self.futures = tuple(futures)
@@ -82,6 +83,8 @@ class ProgressGroup(Watchable, Generic[T]):
             state = task.snapshot()
             counted.add(state, state["status"])
             self._note_beginning(task.since())
+            if task.ended_at is not None:
+                self._last_end = max(self._last_end or 0, task.ended_at)
         self._counted = counted
         return counted.copy()
 
@@ -128,6 +131,9 @@ class ProgressGroup(Watchable, Generic[T]):
     def _since(self) -> float | None:
         return self._began
 
+    def _until(self) -> float | None:
+        return self._last_end
+
     @staticmethod
     def _describe(state: GroupState) -> str:
         names = ("running", "pending", "done", "failed", "cancelled")
@@ -171,7 +177,7 @@ class ProgressGroup(Watchable, Generic[T]):
         waited_for = {self, *self._undone}
         lazy = [task for task in self._undone.copy() if task.lazy]
         if lazy and self.feed is not None:
-            self.feed.home = threading.get_ident()  # where they run now, and push their progress
+            self.feed.settle_here()  # where they run now, and push their progress
         for pause in waiting(timeout):
             while lazy and not self.finished:
                 lazy.pop(0).run_here()

@@ -1,9 +1,10 @@
 """The rich adapter: a listener that owns one task of a caller's `rich.progress.Progress`. Imports nothing of rich."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from time import time
 from typing import TYPE_CHECKING, Any
 
+from .delivery import Watched
 from .state import DONE, ProgressState, on_one_line
 
 if TYPE_CHECKING:
@@ -18,21 +19,16 @@ class RichBar:
 
     hidden = False
 
-    def __init__(
-        self,
-        progress: "Progress",
-        fields: Mapping[str, Any],
-        since: Callable[[], float | None],
-        describe: Callable[[Any], str],
-        state: ProgressState,
-    ) -> None:
+    def __init__(self, progress: "Progress", fields: Mapping[str, Any], watched: Watched) -> None:
         self._progress = progress
-        self._since = since
-        self._describe = describe
+        self._watched = watched
         self._shown: ProgressState | None = None
         self._started = False
-        row = {"description": "", "total": None, "start": False, "status": describe(state), **fields}
+        row = {"description": "", "total": None, "start": False, "status": self._status(watched.state), **fields}
         self._id = progress.add_task(**row)
+
+    def _status(self, state: ProgressState) -> str:
+        return on_one_line(self._watched._describe(state))
 
     def tell(self, state: ProgressState, ended: bool) -> None:
         """Take over a state."""
@@ -41,15 +37,17 @@ class RichBar:
         self._shown = state.copy()
         if self._id not in self._progress.task_ids:  # the user has removed the row
             return
-        started_at = self._since()
+        started_at, now = self._watched._since(), time()
+        row = next(task for task in self._progress.tasks if task.id == self._id)
         if not self._started and started_at is not None:
             self._started = True
             self._progress.start_task(self._id)
-            row = next(task for task in self._progress.tasks if task.id == self._id)
-            row.start_time = self._progress.get_time() - max(0, time() - started_at)
+            row.start_time = self._progress.get_time() - max(0, now - started_at)
         total = state["total"]
         if total is None and ended and state["status"] == DONE:
             total = state["n"]  # else the bar would look as if it were still on its way
-        self._progress.update(self._id, completed=state["n"], total=total, status=on_one_line(self._describe(state)))
+        self._progress.update(self._id, completed=state["n"], total=total, status=self._status(state))
         if ended:
             self._progress.stop_task(self._id)
+            if started_at is not None and row.start_time is not None:
+                row.stop_time = row.start_time + max(0, (self._watched._until() or now) - started_at)

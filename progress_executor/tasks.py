@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
+from time import time
 from types import CodeType, FunctionType, MethodType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -49,6 +50,8 @@ class Task:
     interval = INTERVAL
     started_at: float | None = None
     """When it began to run, in seconds since the epoch; a task in another process says so in its slot."""
+    ended_at: float | None = None
+    """When it ended, likewise; None also for one that neither takes progress nor had callbacks then."""
     _final: ProgressState | None = None
 
     def __init__(self, board: Board, call: Call) -> None:
@@ -124,6 +127,8 @@ class Task:
         slot = self.slot  # first, as in `snapshot`
         if self._final is not None:
             return
+        if slot is not None or self.feed is not None:
+            self.ended_at = time()
         if slot is None:
             final = _WITHOUT_PROGRESS[status]
         else:

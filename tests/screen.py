@@ -23,6 +23,7 @@ TWISTS = {
     "resized": "the window changes its size",
     "pinned": "some bars have a row of their own",
     "delayed": "every other bar has a delay",
+    "wide": "every other bar was given more columns than there are",
 }
 HINT = " ... (more hidden) ..."
 MARK = "\x1b]0;", "\x07"
@@ -122,12 +123,12 @@ def child(scenario):
                 del live[number]
                 ended.add(number)
                 if bar.leave and shown(number):
-                    left.append(str(bar))
+                    left.append(str(bar)[:columns])
             elif abs(bar.pos) >= rows - 2:
                 continue
             if (bar.n, bar.total, bar.postfix) != (state["n"], state["total"], state["status"]):
                 stale.append(f"{bar} is not {state}")
-        bars = {number: str(bar) for number, (_, bar) in live.items() if shown(number)}
+        bars = {number: str(bar)[:columns] for number, (_, bar) in live.items() if shown(number)}
         pinned = {-live[number][1].pos: line for number, line in bars.items() if live[number][1].pos < 0}
         others = [line for number, line in bars.items() if live[number][1].pos >= 0]
         title({"left": left, "live": others + [str(bar) for bar in users], "pinned": pinned, "stale": stale})
@@ -158,6 +159,8 @@ def child(scenario):
                 look["position"] = number + 1
             if scenario.twist == "delayed" and number % 2:
                 look["delay"] = 5
+            if scenario.twist == "wide" and number % 2:
+                look["ncols"] = 2 * columns
             trigger = "now" if scenario.at_once >= scenario.bars else "running"
             future.add_tqdm_callback(make, look, [trigger])
             tasks.append((future, orders, made))

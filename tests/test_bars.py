@@ -1,10 +1,14 @@
 """The tqdm adapter."""
 
 import io
+import signal
+import threading
 from typing import ClassVar
 
 import pytest
 import tqdm
+
+from progress_executor import ProgressGroup
 
 from . import jobs
 from .conftest import open_gate, until
@@ -218,12 +222,12 @@ def test_bars_in_a_file_are_a_line_each_at_the_end_without_control_codes(executo
     file = io.StringIO()
     futures = [executor.submit(jobs.count_slowly, 20, 0.01) for _ in range(3)]
     for number, future in enumerate(futures):
-        future.add_tqdm_callback(tqdm.tqdm, {"file": file, "desc": f"bar {number}", "leave": None})
+        future.add_tqdm_callback(tqdm.tqdm, {"file": file, "desc": f"bar {number}", "leave": None, "position": number})
     for future in futures:
         future.result()
     lines = file.getvalue().split("\n")
     assert lines.pop() == ""
-    assert sorted(line.split("\r")[-1].split(":")[0] for line in lines) == ["bar 0", "bar 1", "bar 2"]
+    assert sorted(line.split(":")[0] for line in lines) == ["\rbar 0", "\rbar 1", "\rbar 2"]
     assert all("20/20" in line for line in lines)
     assert "\x1b" not in file.getvalue()
 
@@ -233,8 +237,7 @@ def test_a_bar_in_a_file_that_is_not_to_be_left_leaves_no_line(executor):
     future = executor.submit(jobs.count, 3)
     future.add_tqdm_callback(tqdm.tqdm, {"file": file, "leave": False})
     future.result()
-    assert "\n" not in file.getvalue()
-    assert "3/3" not in file.getvalue()
+    assert file.getvalue() == ""
 
 
 def test_a_bar_in_a_file_is_made_without_control_codes_beside_others(executor):
@@ -291,6 +294,71 @@ def test_a_bar_is_drawn_at_once_on_a_machine_that_was_just_started(pool, bars, m
     bars[0].mininterval = 0.15
     future.result()
     assert len(bars[0].shown) == 2
+
+
+def test_a_tasks_time_ends_with_it_however_late_its_bar_is_drawn_or_made(pool, monkeypatch):
+    future = pool.submit(jobs.count, 3)
+    other = pool.submit(jobs.count, 3)
+    made = []
+
+    def make(**kwargs):
+        made.append(tqdm.tqdm(file=io.StringIO(), **kwargs))
+        return made[-1]
+
+    future.add_tqdm_callback(make)
+    until(lambda: future.done() and other.done())
+    now = tqdm.std.time
+    monkeypatch.setattr("tqdm.std.time", lambda: now() + 1000)
+    monkeypatch.setattr("progress_executor.bars.time", lambda: now() + 1000)
+    made[0]._time = tqdm.std.time  # it looked up the clock when it was made
+    other.add_tqdm_callback(make)
+    ProgressGroup([future, other]).add_tqdm_callback(make)
+    future.result()
+    other.result()
+    pool._board.pump()
+    assert len(made) == 3
+    assert all(bar.format_dict["elapsed"] < 500 for bar in made)
+
+
+def test_a_bar_keeps_its_own_total_until_the_task_tells_one(executor):
+    file = io.StringIO()
+    first, second = executor.submit(jobs.advance, 7), executor.submit(jobs.count, 7)
+    for future in (first, second):
+        future.add_tqdm_callback(tqdm.tqdm, {"file": file, "total": 20, "initial": 5})
+    first.result()
+    second.result()
+    assert "| 7/20 [" in file.getvalue()
+    assert "| 7/7 [" in file.getvalue()
+    assert "-" not in file.getvalue()
+
+
+def test_bars_of_a_thread_that_has_ended_are_live_in_whichever_waits(pool, bars):
+    def submit():
+        futures.append(pool.submit(jobs.count_slowly, 40, 0.01))
+        futures[0].add_tqdm_callback(RecordedBar)
+
+    futures = []
+    thread = threading.Thread(target=submit)
+    thread.start()
+    thread.join()
+    pool.submit(jobs.count_slowly, 50, 0.01).result()
+    assert len({n for n, _, _ in bars[0].shown}) > 2
+    assert bars[0].closed
+
+
+def test_ctrl_c_while_a_bar_is_made_leaves_none_that_nobody_closes(executor):
+    made = []
+
+    def make():
+        made.append(RecordedBar())
+        signal.raise_signal(signal.SIGINT)
+        return made[0]
+
+    future = executor.submit(jobs.count, 3)
+    with pytest.raises(KeyboardInterrupt):
+        future.add_tqdm_callback(make)
+    future.result()
+    assert made[0].closed == 1
 
 
 class FakeTerminal(io.StringIO):
