@@ -9,7 +9,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from math import inf
 from time import monotonic, time
@@ -65,7 +65,7 @@ class TqdmBar:
         if self._screen is not None:
             afterwards.add(self._screen.draw)
         now = monotonic()
-        if not ended and now < self._drawn_at + (_CLOCK if state == self._shown else self._pause):
+        if not ended and now < self._drawn_at + (max(_CLOCK, self._pause) if state == self._shown else self._pause):
             return
         if ended or self._make is not None:
             with SigintDeferred():  # a bar that is opened or closed by half would stay for ever
@@ -78,11 +78,14 @@ class TqdmBar:
     @property
     def hidden(self) -> bool:
         """Whether the terminal has no row for it; whoever gives it one asks for the state then."""
-        return self._screen is not None and self._bar is not None and _is_hidden(self._bar)
+        bar = self._bar  # which another thread may close meanwhile
+        return self._screen is not None and bar is not None and _is_hidden(bar)
 
     def catch_up(self) -> None:
-        """Take over the state as it is now."""
-        self._take_over(self._bar, self._watched.state)
+        """Take over the state as it is now, unless the final one was."""
+        bar = self._bar
+        if bar is not None:
+            self._take_over(bar, self._watched.state)
 
     @property
     def _pause(self) -> float:
@@ -103,8 +106,7 @@ class TqdmBar:
             self._clock, bar._time = bar._time, partial(float, bar.start_t)
         if _is_plain(bar):
             if getattr(bar.fp, "isatty", bool)():
-                self._screen = _Screen.of(bar)
-                self._screen.add(bar, self)
+                self._screen = _Screen.add(bar, self)
             elif type(bar).display is sys.modules["tqdm.std"].tqdm.display:  # and not one that shows it somewhere else, too
                 self._in_file = True
                 bar.pos = _NOWHERE
@@ -119,14 +121,15 @@ class TqdmBar:
         bar = self._bar
         if bar is None:
             return
+        screen = self._screen
         try:
-            self._take_over(bar, state, ended)
-            if self._screen is None and not self._in_file:
+            with nullcontext() if screen is None else bar.get_lock():  # another thread may draw, and have it catch up
+                if ended:
+                    self._bar = None
+                self._take_over(bar, state, ended)
+            if screen is None and not self._in_file:
                 _refresh(bar)
         finally:
-            if ended:
-                self._bar = None
-            screen = self._screen
             if screen is not None:
                 if ended:
                     screen.ended.append(bar)
@@ -276,19 +279,19 @@ class _Screen:
         self._ours: dict[Any, TqdmBar] = {}
 
     @classmethod
-    def of(cls, bar: Any) -> "_Screen":
-        """The one on which `bar`, a new one, stands."""
+    def add(cls, bar: Any, owner: TqdmBar) -> "_Screen":
+        """The one on which `bar` stands, which is one of ours from now on."""
         with bar.get_lock():
             terminal = _terminal(bar.fp)
             screen = next((screen for screen in cls._all if screen._terminal == terminal), None)
             if screen is None:
                 screen = cls(bar)
                 cls._all.append(screen)
+            screen._ours[bar] = owner
+            # tqdm measures the standard streams only.
+            columns, rows = screen._measure(bar.fp)
+            bar.ncols, bar.nrows = bar.ncols or columns, bar.nrows or rows
             return screen
-
-    def add(self, bar: Any, owner: TqdmBar) -> None:
-        """It is one of ours now."""
-        self._ours[bar] = owner
 
     def _print(self, text: str) -> None:
         # In place of tqdm's own, which pads a line to the length of the one before: that may not fit any more, and does not
@@ -305,6 +308,8 @@ class _Screen:
         """Draw the bars that changed, and close those that ended. What one of them raises is logged, and harms no other."""
         with SigintDeferred(), self._class.get_lock():
             changed = self.changed.copy()
+            # One that is open: the terminal's files may be several, and the first bar's was closed with it.
+            self._fp = next((bar.fp for bar in (*self.ended, *changed)), self._fp)
             for bar in changed:
                 self.changed.pop(bar, None)
             # All three, and before anything is drawn: lines of the old width would wrap.

@@ -104,18 +104,19 @@ class _Afterwards(threading.local):
 
     def run(self) -> None:
         while self.calls:
-            fn, _ = self.calls.popitem()
+            fn = next(reversed(self.calls))
             try:
                 fn()
             except (Exception, asyncio.CancelledError, GeneratorExit):
                 logger.exception("%r raised", fn)
+            self.calls.pop(fn, None)  # not before: what Ctrl-C keeps from being called is called the next time
 
 
 afterwards = _Afterwards()
 
 
 class Feed:
-    """The listeners of one future."""
+    """The listeners of one future, or of one group."""
 
     def __init__(self, task: Source) -> None:
         self.task = task
@@ -138,7 +139,7 @@ class Feed:
             if isinstance(listener, Callback) and listener.fn == fn:
                 self._listeners.remove(listener)
                 return
-        raise ValueError(f"{fn!r} is not a progress callback of this future")
+        raise ValueError(f"{fn!r} is not a progress callback of this")
 
     @property
     def empty(self) -> bool:
@@ -228,22 +229,26 @@ class Board:
         if not self.watched:
             return
         thread = threading.get_ident()
-        for feed in self.ended.copy():
-            if everyone or feed.driven_by(thread, feed.task in waited_for):
-                self._conclude(feed)
-        for source in (*self.running.copy(), *self.groups.copy()):  # not tuple(): a task may start meanwhile
-            feed_ = source.feed
-            if feed_ is not None and feed_.driven_by(thread, source in waited_for):
-                feed_.deliver()
-        afterwards.run()
+        try:
+            for feed in self.ended.copy():
+                if everyone or feed.driven_by(thread, feed.task in waited_for):
+                    self._conclude(feed)
+            for source in (*self.running.copy(), *self.groups.copy()):  # not tuple(): a task may start meanwhile
+                feed_ = source.feed
+                if feed_ is not None and feed_.driven_by(thread, source in waited_for):
+                    feed_.deliver()
+        finally:
+            afterwards.run()
 
     def deliver(self, feed: Feed, now: bool = False) -> None:
         """Deliver to one feed what there is; after the final state forget it, unless a callback has added another one."""
-        if feed.task.finished:
-            self._conclude(feed)
-        else:
-            feed.deliver(now)
-        afterwards.run()
+        try:
+            if feed.task.finished:
+                self._conclude(feed)
+            else:
+                feed.deliver(now)
+        finally:
+            afterwards.run()
 
     def _conclude(self, feed: Feed) -> None:
         try:
@@ -285,7 +290,7 @@ class Ticker:
 
     def watch(self, source: Source, interval: float) -> None:
         """Deliver the progress of `source` from now on, at most every `interval` seconds."""
-        self._adopt(source)
+        self.adopt(source)
         source.interval = interval
         for board in source.boards:
             self._watched[board] += 1
@@ -294,8 +299,7 @@ class Ticker:
 
     def unwatch(self, source: Source, interval: float) -> None:
         """Nobody awaits it any more."""
-        if source.finished and source.ticker is self and source not in self._abandoned:
-            source.ticker = None  # a callback that is added later is for whoever waits then
+        self.let_go(source)
         for board in source.boards:
             _take(self._watched, board)
         _take(self._intervals, interval)
@@ -303,13 +307,19 @@ class Ticker:
 
     def abandon(self, source: Source) -> None:
         """Whoever awaited it was cancelled: watch it until the final state is delivered."""
-        self._adopt(source)
+        self.adopt(source)
         self._abandoned.add(source)
         self._schedule(INTERVAL)
 
-    def _adopt(self, source: Source) -> None:
+    def adopt(self, source: Source) -> None:
+        """Deliver its progress in this loop's thread, as long as the loop looks at its board."""
         if source.ticker is None or not source.ticker.running:  # another loop that watches it keeps it
             source.ticker = self
+
+    def let_go(self, source: Source) -> None:
+        """Nobody in this loop waits for it any more: a callback that is added after its end is for whoever waits then."""
+        if source.finished and source.ticker is self and source not in self._abandoned:
+            source.ticker = None
 
     def _schedule(self, delay: float) -> None:
         loop = self._loop()
@@ -370,8 +380,9 @@ class DeliveringEvent(threading.Event):
 
     def wait(self, timeout: float | None = None) -> bool:
         for pause in waiting(timeout):
-            while self._lazy and not self.is_set():
+            if self._lazy and not self.is_set():
                 self._lazy.pop(0).run_here()
+                pause = 0
             self._pump()
             if super().wait(pause):
                 self._pump()

@@ -168,7 +168,7 @@ class ProgressFuture(Future[T], Watchable):  # in this order: else a plain futur
         There it is the worker that tells them when it comes across the work item, and nobody if the executor drops it.
         """
         call = self._task.call  # what only the task keeps alive must not end, and run anybody's code, under the lock
-        with self._condition:
+        with SigintDeferred(), self._condition:
             if self._state != PENDING:
                 return self._state == CANCELLED_AND_NOTIFIED
             self._task.finish(status.CANCELLED)  # first: who sees that the future is cancelled finds the final state

@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Coroutine, Generator, Iterable
 from concurrent.futures import Future
@@ -44,35 +45,40 @@ class ProgressGroup(Watchable, Generic[T]):
         self._counted = _Sums()  # of the first ones among those
         self._size = len(self._undone)
         self._lock = threading.RLock()  # a finalizer may ask for the state
-        self._done = threading.Event()
+        self._done = threading.Condition()  # not an Event: a signal handler may cancel the last member while this waits
+        self.finished = not self.futures
         self._waiters: list[asyncio.Future[None]] = []
         self.boards = tuple({task.board: None for task in self._undone}) or (Board(),)
+        waiter = _Waiter(self)
         for future in tuple(self._undone.values()):
             # As `concurrent.futures.wait` does, and not by a done callback, which comes later than whoever sees the future
             # done, and after the slow ones of the user's.
             with future._condition:
                 if future._state in UNDONE:
-                    list.append(future._waiters, self)  # type: ignore[misc]  # theirs would have it deliver
+                    list.append(future._waiters, waiter)  # type: ignore[misc]  # theirs would have it deliver
                 else:
                     self._member_ended(future)
-        if not self.futures:
-            self._done.set()
 
     def _member_ended(self, future: "Future[Any]") -> None:
         """Called with the condition of the future held: nothing here may wait."""
         self._ended.append(future._task)  # type: ignore[attr-defined]
         if len(self._ended) < self._size:
             return
-        if self.feed is not None:
-            for board in self.boards:  # first: who sees that it is done finds the final state to tell
-                board.ended[self.feed] = None
-        self._done.set()
+        self._leave_to_be_told()  # first: who sees that it is done finds the final state to tell
+        with self._done:
+            self.finished = True
+            self._done.notify_all()
+        self._leave_to_be_told()  # a callback may have been added meanwhile
         for board in self.boards:
             board.groups.discard(self)
-        for waiter in self._waiters:
+        for waiter in self._waiters.copy():
             wake_loop(waiter)
 
-    add_result = add_exception = add_cancelled = _member_ended
+    def _leave_to_be_told(self) -> None:
+        feed = self.feed
+        if feed is not None and not feed.empty:
+            for board in self.boards:
+                board.ended[feed] = None
 
     def _count_ended(self) -> "_Sums":
         """The sums over all that have ended. Takes effect in one store: Ctrl-C leaves nothing counted by half."""
@@ -80,9 +86,10 @@ class ProgressGroup(Watchable, Generic[T]):
         for task in self._ended[counted.members :]:
             self._undone.pop(task, None)
             self._running.discard(task)
-            state = task.snapshot()
+            # Without the board's lock, in which a finalizer may ask for this state: what has ended changes no more.
+            state = Task.snapshot(task)
             counted.add(state, state["status"])
-            self._note_beginning(task.since())
+            self._note_beginning(task.started_at)
             if task.ended_at is not None:
                 self._last_end = max(self._last_end or 0, task.ended_at)
         self._counted = counted
@@ -104,6 +111,7 @@ class ProgressGroup(Watchable, Generic[T]):
         return self.snapshot()
 
     def snapshot(self) -> GroupState:
+        finished = self.finished  # before it is, it is not told to be
         with self._lock:
             sums = self._count_ended()
             for board in self.boards:
@@ -115,15 +123,14 @@ class ProgressGroup(Watchable, Generic[T]):
             # One that has left for a worker process may not have begun. One that ended just now still counts as running.
             sums.add(state, PENDING if began is None else RUNNING)
             self._note_beginning(began)
-        return sums.state(pending)
-
-    @property
-    def finished(self) -> bool:
-        return self._done.is_set()
+        state = sums.state(pending)
+        if not finished and state["status"] != PENDING:
+            state["status"] = RUNNING
+        return state
 
     def done(self) -> bool:
         """Whether all members are done."""
-        return self._done.is_set()
+        return self.finished
 
     def _source(self) -> "ProgressGroup[T]":
         return self
@@ -146,6 +153,8 @@ class ProgressGroup(Watchable, Generic[T]):
         if self.finished:  # meanwhile
             for board in self.boards:
                 board.groups.discard(self)
+        if not self.futures:  # no executor knows of it
+            self._pump({self})
 
     # Cancellation
 
@@ -179,11 +188,13 @@ class ProgressGroup(Watchable, Generic[T]):
         if lazy and self.feed is not None:
             self.feed.settle_here()  # where they run now, and push their progress
         for pause in waiting(timeout):
-            while lazy and not self.finished:
+            if lazy and not self.finished:
                 lazy.pop(0).run_here()
+                pause = 0
             self._pump(waited_for)
-            if self._done.wait(pause):
-                break
+            with self._done:
+                if self.finished or self._done.wait(pause):
+                    break
         done = self.finished  # before the last delivery: what ends after it has not been told
         self._pump(waited_for)
         return done
@@ -206,26 +217,46 @@ class ProgressGroup(Watchable, Generic[T]):
     async def _watch(self, interval: float) -> list[T]:
         ticker = Ticker.of_running_loop()
         ticker.watch(self, interval)
+        members = self._undone.copy()
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
         try:
-            for task, future in self._undone.copy().items():
+            for task in members:
+                ticker.adopt(task)
+            for task, future in members.items():
                 if task.lazy:
                     await task.wait_in_loop(future, ticker)
-            waiter = asyncio.get_running_loop().create_future()
-            self._waiters.append(waiter)
             if not self.finished:
                 await waiter
-            self._pump({self})
+            self._pump({self, *members})
         except BaseException as error:
             ticker.abandon(self)
             if isinstance(error, asyncio.CancelledError):
                 self.cancel()
             raise
         finally:
+            self._waiters.remove(waiter)
+            for task in members:
+                ticker.let_go(task)
             ticker.unwatch(self, interval)
         try:
             return [future.result(0) for future in self.futures]
         except concurrent.futures.CancelledError:
             raise asyncio.CancelledError from None
+
+
+class _Waiter:
+    """Stands in a member's list of waiters. A member that is kept must not keep the group, and with it all the others."""
+
+    def __init__(self, group: ProgressGroup[Any]) -> None:
+        self._group = weakref.ref(group)
+
+    def _member_ended(self, future: "Future[Any]") -> None:
+        group = self._group()
+        if group is not None:
+            group._member_ended(future)
+
+    add_result = add_exception = add_cancelled = _member_ended
 
 
 class _Sums:

@@ -5,7 +5,8 @@ from time import time
 from typing import TYPE_CHECKING, Any
 
 from .delivery import Watched
-from .state import DONE, ProgressState, on_one_line
+from .interrupts import SigintDeferred
+from .state import ProgressState, on_one_line
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -24,6 +25,7 @@ class RichBar:
         self._watched = watched
         self._shown: ProgressState | None = None
         self._started = False
+        self._knows_total = False  # from the task
         row = {"description": "", "total": None, "start": False, "status": self._status(watched.state), **fields}
         self._id = progress.add_task(**row)
 
@@ -35,18 +37,27 @@ class RichBar:
         if state == self._shown and not ended:
             return
         self._shown = state.copy()
-        if self._id not in self._progress.task_ids:  # the user has removed the row
-            return
+        with SigintDeferred():
+            try:
+                self._show(state, ended)
+            except KeyError:  # the user has removed the row
+                pass
+
+    def _show(self, state: ProgressState, ended: bool) -> None:
+        row = self._progress._tasks[self._id]  # `tasks` makes a list of all
         started_at, now = self._watched._since(), time()
-        row = next(task for task in self._progress.tasks if task.id == self._id)
         if not self._started and started_at is not None:
             self._started = True
             self._progress.start_task(self._id)
             row.start_time = self._progress.get_time() - max(0, now - started_at)
         total = state["total"]
-        if total is None and ended and state["status"] == DONE:
+        self._knows_total = self._knows_total or total is not None
+        if total is None and ended:
             total = state["n"]  # else the bar would look as if it were still on its way
-        self._progress.update(self._id, completed=state["n"], total=total, status=self._status(state))
+        if self._knows_total or ended:  # else the row keeps the one that it was made with
+            # `update` would forget the speed, and takes None for no change.
+            row.total, row.finished_time = total, None
+        self._progress.update(self._id, completed=state["n"], status=self._status(state))
         if ended:
             self._progress.stop_task(self._id)
             if started_at is not None and row.start_time is not None:

@@ -38,6 +38,20 @@ def advance(n, progress):
     progress.update(n)
 
 
+def fail_after(n, progress):
+    progress.update(n)
+    raise ValueError
+
+
+def follow_totals(totals, gate, progress):
+    """One step and one total for each file `gate` with a number."""
+    for number, total in enumerate(totals):
+        wait_for(f"{gate}{number}")
+        progress.total = total
+        progress.update()
+    wait_for(gate)
+
+
 def wait_in_the_last_step(n, gate, progress):
     for i in progress(range(n)):
         if i == n - 1:

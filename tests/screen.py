@@ -23,6 +23,7 @@ TWISTS = {
     "resized": "the window changes its size",
     "pinned": "some bars have a row of their own",
     "delayed": "every other bar has a delay",
+    "file": "all goes to a file of the terminal's that tqdm does not measure",
     "wide": "every other bar was given more columns than there are",
 }
 HINT = " ... (more hidden) ..."
@@ -76,9 +77,10 @@ def child(scenario):
     if scenario.stock:
         progress_executor.bars._is_plain = lambda bar: False
     tqdm.tqdm.monitor_interval = 0
+    stream = open(os.ttyname(2), "w") if scenario.twist == "file" else sys.stderr  # noqa: SIM115
     log = logging.getLogger("log")
     log.setLevel(logging.INFO)
-    log.addHandler(logging.StreamHandler())
+    log.addHandler(logging.StreamHandler(stream))
     chance = random.Random(scenario.seed)
     rows, columns = scenario.rows, scenario.columns
     classes = tqdm.tqdm, tqdm.auto.tqdm, tqdm.asyncio.tqdm_asyncio, tqdm.std.tqdm
@@ -159,6 +161,8 @@ def child(scenario):
                 look["position"] = number + 1
             if scenario.twist == "delayed" and number % 2:
                 look["delay"] = 5
+            if scenario.twist == "file":
+                look["file"] = stream
             if scenario.twist == "wide" and number % 2:
                 look["ncols"] = 2 * columns
             trigger = "now" if scenario.at_once >= scenario.bars else "running"
@@ -184,15 +188,15 @@ def child(scenario):
                     pass
             elif chance.random() < 0.2:
                 text = f"a line that was written in step {step}"[: columns - 1]
-                if step % 2:
-                    tqdm.tqdm.write(text, file=sys.stderr)
+                if step % 2 or stream is not sys.stderr:  # logging writes to a standard stream
+                    tqdm.tqdm.write(text, file=stream)
                 else:
                     with logging_redirect_tqdm([log]):
                         log.info(text)
                 left.append(text)
             # As wide as the terminal: when it is closed, tqdm writes it over whatever stands in the first row.
             if not users and chance.random() < 0.1:
-                file = chance.choice([sys.stdout, sys.stderr])
+                file = chance.choice([sys.stdout, stream]) if stream is sys.stderr else stream
                 users.append(tqdm.tqdm(desc="user", total=1000, leave=chance.random() < 0.5, file=file))
             elif users:
                 users[0].update()
@@ -331,7 +335,7 @@ def scenarios(stock=False):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES)
-    parser.add_argument("--bars", type=int)
+    parser.add_argument("--bars", type=int, choices=BARS)
     parser.add_argument("--stock", action="store_true", help="with tqdm's own refresh and close")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dump", type=Path, metavar="FOLDER", help="where to write all the screens")

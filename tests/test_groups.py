@@ -2,9 +2,12 @@
 
 import asyncio
 import concurrent.futures
+import gc
 import io
+import signal
 import sys
 import threading
+import weakref
 
 import pytest
 import tqdm
@@ -383,13 +386,153 @@ def test_an_interrupt_while_the_state_is_summed_loses_no_member(monkeypatch):
         concurrent.futures.wait(futures)
         group = ProgressGroup(futures)
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(futures[1]._task, "snapshot", _InterruptsInTheMidst)
+            patch.setattr(futures[1]._task, "_final", _InterruptsInTheMidst())
             group.state  # noqa: B018
         assert group.state == {**NOTHING, "n": 9, "total": 9, "status": "done", "done": 3}
 
 
 class _InterruptsInTheMidst:
+    def copy(self):
+        return self
+
     def __getitem__(self, name):
         if name == "total":
             raise KeyboardInterrupt
         return "done"
+
+
+def test_the_state_of_ended_members_is_read_without_the_lock_of_their_executor(pool):
+    # In which a finalizer may ask for it, while this thread has the lock of the group.
+    group = ProgressGroup([pool.submit(jobs.count, 3)])
+    concurrent.futures.wait(group.futures)
+    states = []
+    asker = threading.Thread(target=lambda: states.append(group.state), daemon=True)
+    with pool._board.lock:
+        asker.start()
+        until(lambda: states)
+
+
+def test_a_callback_that_is_added_while_a_group_ends_is_told_once(pool, gate):
+    states = []
+    group = ProgressGroup([pool.submit(jobs.step_until, gate)])
+    leave = group._leave_to_be_told
+
+    def leave_and_add():
+        leave()
+        if not states:
+            group.add_progress_callback(lambda old, new: states.append(new["status"]))
+            group._leave_to_be_told = leave
+
+    group._leave_to_be_told = leave_and_add
+    open_gate(gate)
+    group.result()
+    assert states.count("done") == 1
+    assert group.feed.empty
+
+
+def test_a_group_whose_members_have_ended_is_running_until_it_is_done(pool, gate):
+    group = ProgressGroup([pool.submit(jobs.step_until, gate)])
+    with group._done:
+        open_gate(gate)
+        until(lambda: group._ended)
+        assert not group.done()
+        assert group.state["status"] == "running"
+        assert group.state["done"] == 1
+    group.result()
+    assert group.state["status"] == "done"
+
+
+class InterruptsWhenToldOf:
+    def add_cancelled(self, future):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_while_a_member_is_cancelled_loses_it_to_no_group(pool, gate):
+    for _ in range(4):
+        pool.submit(jobs.wait_for, gate)
+    member = pool.submit(jobs.add, 1)
+    list.append(member._waiters, InterruptsWhenToldOf())
+    group = ProgressGroup([member])
+    with pytest.raises(KeyboardInterrupt):
+        member.cancel()
+    assert group.done()
+    open_gate(gate)
+
+
+def test_a_signal_handler_may_cancel_the_last_member_while_the_group_is_waited_for(pool, gate):
+    for _ in range(4):
+        pool.submit(jobs.wait_for, gate)
+    group = ProgressGroup([pool.submit(jobs.add, 1)])
+    with group._done:  # as in its waiting
+        assert group.futures[0].cancel()
+    assert group.done()
+    open_gate(gate)
+
+
+def test_the_bar_of_a_group_of_nothing_is_closed():
+    closed = []
+
+    class Bar(tqdm.tqdm):
+        def close(self):
+            closed.append(self.postfix)
+            super().close()
+
+    ProgressGroup([]).add_tqdm_callback(Bar, {"file": io.StringIO()})
+    assert closed[0] == ""
+
+
+def test_a_member_does_not_keep_its_group(pool, gate):
+    futures = [pool.submit(jobs.step_until, gate), pool.submit(jobs.add, 1)]
+    group = weakref.ref(ProgressGroup(futures))
+    gc.collect()
+    assert group() is None
+    open_gate(gate)
+
+
+def test_awaiting_a_group_delivers_its_members_wherever_their_callbacks_were_added(pool):
+    states = []
+
+    def add():
+        futures[0].add_progress_callback(lambda old, new: states.append((threading.get_ident(), new["n"])))
+
+    async def main():
+        group = ProgressGroup(futures)
+        await group
+        assert not group._waiters
+        assert all(future._task.ticker is None for future in futures)
+
+    futures = [pool.submit(jobs.count_slowly, 40, 0.01) for _ in range(2)]
+    add()  # here, and not where it is awaited
+    thread = threading.Thread(target=lambda: asyncio.run(main()))
+    thread.start()
+    thread.join()
+    assert len(states) > 2
+    assert {ident for ident, _ in states} == {thread.ident}
+
+
+def test_a_timeout_is_kept_between_sync_tasks():
+    with SyncProgressExecutor() as executor:
+        futures = [executor.submit(jobs.count_slowly, 10, 0.01) for _ in range(5)]
+        group = ProgressGroup(futures)
+        with pytest.raises(TimeoutError):
+            group.result(timeout=0.05)
+        assert not group.done()
+        assert len(concurrent.futures.wait(futures, timeout=0.05).not_done) > 0
+        assert group.result() == [10] * 5
+
+
+def test_the_clock_of_a_group_starts_with_its_first_member(pool, gate, monkeypatch):
+    blockers = [pool.submit(jobs.wait_for, gate) for _ in range(4)]
+    group = ProgressGroup([pool.submit(jobs.count_slowly, 20, 0.02), pool.submit(jobs.count_slowly, 20, 0.02)])
+    bars = []
+    group.add_tqdm_callback(lambda **kwargs: bars.append(tqdm.tqdm(**kwargs)) or bars[0], {"file": io.StringIO()})
+    now = tqdm.std.time
+    for _ in range(3):
+        with pytest.raises(TimeoutError):
+            group.result(timeout=0.11)
+    assert bars[0].format_dict["elapsed"] == 0
+    before = now()
+    open_gate(gate)
+    group.result()
+    assert 0.2 < bars[0].format_dict["elapsed"] <= now() - before
+    assert [blocker.result() for blocker in blockers] == ["waited"] * 4

@@ -101,3 +101,36 @@ def test_a_group_has_a_row(executor, progress):
     group.add_rich_callback(progress, description="all")
     group.result()
     assert text(progress) == [["all", "7/7", "2", "done"]]
+
+
+def test_a_total_that_changes_keeps_the_speed_and_one_that_gets_unknown_is_unknown(pool, progress, gate):
+    totals = [10, 11, 12, 13, 14, 15, None]
+    future = pool.submit(jobs.follow_totals, totals, gate)
+    future.add_rich_callback(progress)
+    for number, total in enumerate(totals):
+        open_gate(f"{gate}{number}")
+        until(lambda number=number: future.state["n"] == number + 1)
+        with pytest.raises(TimeoutError):
+            future.result(timeout=0.11)
+        (row,) = progress.tasks
+        assert (row.completed, row.total) == (number + 1, total)
+    assert row.speed
+    open_gate(gate)
+    future.result()
+
+
+def test_a_row_of_a_task_that_told_no_total_comes_to_its_end_whatever_that_is(executor, progress):
+    future = executor.submit(jobs.fail_after, 3)
+    future.add_rich_callback(progress)
+    future.exception()
+    assert progress.finished
+    assert progress.tasks[0].total == 3
+
+
+def test_a_status_is_on_one_line_from_the_beginning(pool, progress, gate):
+    future = pool.submit(jobs.report_and_wait, 1, 2, "two\nlines", gate)
+    until(lambda: future.state["n"] == 1)
+    future.add_rich_callback(progress)
+    assert progress.tasks[0].fields["status"] == "two lines"
+    open_gate(gate)
+    future.result()
