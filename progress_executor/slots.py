@@ -5,8 +5,8 @@ any bytes give a valid state.
 """
 
 import sys
-from math import isfinite
-from time import sleep, time
+from math import inf, isfinite
+from time import sleep
 from typing import Any
 
 from ._speedups import fence
@@ -19,10 +19,8 @@ from ._speedups._layout import (
     N_KIND_BYTE,
     NONE,
     NUMBER_SIZE,
-    PHASE_BYTE,
     SEQUENCE,
     SLOT_SIZE,
-    STARTED,
     STARTED_AT,
     STATUS_BYTE,
     STATUS_LENGTH_BYTE,
@@ -61,23 +59,29 @@ class Slot:
         self.buffer[:] = EMPTY
         self._known = _AT_FIRST
 
-    def start(self) -> None:
-        """The task begins; called on its side."""
-        self._doubles[STARTED_AT] = time()
-        self.buffer[PHASE_BYTE] = STARTED
+    def start(self, now: float) -> None:
+        """The task begins; called on its side, with the time."""
+        self._doubles[STARTED_AT] = now  # tells when and that in one store: of two, ARM could show the second one first
 
     @property
     def started_at(self) -> float | None:
         """When the task began, in seconds since the epoch; None if it has not."""
-        return self._doubles[STARTED_AT] if self.buffer[PHASE_BYTE] == STARTED else None
+        started_at = self._doubles[STARTED_AT]
+        return started_at if 0 < started_at < inf else None
 
     def cancel(self) -> None:
         """Ask the task to stop: it notices at its next progress call, or before its function is entered."""
         self.buffer[CALLER_BYTE] = CANCEL
+        fence()  # see `may_begin`
 
-    @property
-    def cancelled(self) -> bool:
-        return self.buffer[CALLER_BYTE] == CANCEL
+    def may_begin(self) -> bool:
+        """Whether the task, which has just started, was not cancelled before: asked in another process than the caller's.
+
+        Either this sees `cancel`, or whoever cancels finds the task started behind it. Each side writes and then reads
+        what the other writes, and a processor, x86 too, may well read first; not across a fence.
+        """
+        fence()
+        return self.buffer[CALLER_BYTE] != CANCEL
 
     def snapshot(self) -> ProgressState:
         """n, total and status, all from the same write.
@@ -86,11 +90,18 @@ class Slot:
         stores leaves the sequence odd for ever.
 
         This is a seqlock: the writer makes the sequence odd, writes, makes it even; what was read between two equal even
-        values is from one write. Where that value is the last snapshot's, only n can be new: n alone may change without the
-        sequence, in one store of 8 aligned bytes, which every processor that CPython runs on does whole. All this needs the
-        loads here, and the stores there, to happen in their order, which ARM does not promise by itself: hence the fences.
+        values is from one write. Where that value is the last snapshot's, only n can be new: a step changes n alone, without
+        the sequence, in one store of 8 aligned bytes, which a 64-bit processor does whole.
+
+        The stores have to be seen in their order, and the loads to be made in theirs. x86 does that by itself, ARM does not:
+        hence a fence on either side of what is written, and of what is read, between it and the sequence. A step's store has
+        none: ARM may show it before the even value of the write that precedes it. But not before the odd one: who has
+        read such an n finds behind the second fence that the sequence is another, and reads again.
+
+        Between threads the GIL does all this, and between a task's last store and the reading of its final state the pipe
+        through which its result came.
         """
-        if self.buffer[PHASE_BYTE] != STARTED:
+        if not 0 < self._doubles[STARTED_AT] < inf:
             return ProgressState(n=0, total=None, status=PENDING)
         known, kind, state = self._known
         for attempt in range(_MAX_TRIES):

@@ -109,7 +109,7 @@ class Task:
         if now is not None:
             self.started_at = now
             if slot is not None:
-                slot.start()
+                slot.start(now)
         return True
 
     def request_cancel(self) -> bool:

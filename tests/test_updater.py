@@ -8,6 +8,7 @@ import itertools
 import pickle
 import sys
 import threading
+import time
 import tracemalloc
 import weakref
 from asyncio import CancelledError
@@ -49,7 +50,7 @@ def updater(request):
 @pytest.fixture
 def slot():
     slot = Slot()
-    slot.start()
+    slot.start(time.time())
     return slot
 
 
@@ -1175,7 +1176,7 @@ class Real:
 
     def __init__(self, updater):
         self.slot = Slot()
-        self.slot.start()
+        self.slot.start(time.time())
         self.progress = updater(self.slot.buffer)
         self.update, self.reset = self.progress.update, self.progress.reset
         self.refresh, self.close, self.check = self.progress.refresh, self.progress.close, self.progress.check

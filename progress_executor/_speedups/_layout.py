@@ -5,11 +5,11 @@ from those that end in `_BYTE`. The caller writes the control byte; all else bel
 
     word 0   control: byte 0 the caller's (go, cancel), byte 1 the task's (how the hot path has to count)
     word 1   sequence: odd while the task writes anything but a plain count
-    word 2   byte 0 phase, 1 kind of n, 2 kind of total, 4-5 length of the status
+    word 2   byte 0 kind of n, 1 kind of total, 4-5 length of the status
     word 3-  n: an int64, a double, or an int of 32 bytes
     word 7-  total, likewise
     word 11- status, UTF-8
-    word 43  when the task started: a double, seconds since the epoch
+    word 43  when the task started: a double, seconds since the epoch; no positive number as long as it has not
 """
 
 SLOT_SIZE = 384  # six cache lines: neighbours in one line would slow each other down
@@ -23,9 +23,9 @@ TOTAL = 7
 
 CALLER_BYTE = 0
 MODE_BYTE = 1
-PHASE_BYTE = 16
-N_KIND_BYTE = 17
-TOTAL_KIND_BYTE = 18
+RECORD_BYTE = 16  # from here on, all is written in one
+N_KIND_BYTE = 16
+TOTAL_KIND_BYTE = 17
 STATUS_LENGTH_BYTE = 20
 STATUS_BYTE = 88
 STARTED_AT = 43
@@ -41,9 +41,7 @@ WIDE = 2  # n is an int of 32 bytes
 PUSHING = 4  # every step may have to call back (the sync executor)
 LOCKED = 8  # a thread is writing under the lock; always set where there is no GIL
 
-# Phases and kinds.
-WAITING = 0
-STARTED = 1
+# Kinds.
 INT = 0
 FLOAT = 1
 BIG = 2

@@ -29,9 +29,9 @@ from ._layout import (
     N_KIND_BYTE,
     NONE,
     NUMBER_SIZE,
-    PHASE_BYTE,
     PLAIN,
     PUSHING,
+    RECORD_BYTE,
     SEQUENCE,
     SLOT_SIZE,
     STATUS_BYTE,
@@ -78,8 +78,9 @@ def fence() -> None:
     if cython.compiled:
         pe_fence()
     else:
-        # Each acquire is a one-way barrier and so is each release: what stands before and after a single pair may still
-        # change places inside it. Two pairs cannot be crossed: the second acquire reads what the first release wrote.
+        # Python has no other barriers than those of its locks. On x86 each of them is a full one; on ARM an acquire keeps
+        # what follows behind it and a release what precedes before it, so that the two sides of a single pair may still
+        # change places inside it. Two pairs cannot be crossed: no acquire passes a release before it (ARMv8, RCsc).
         with _fence_lock:
             pass
         with _fence_lock:
@@ -259,7 +260,7 @@ class Updater:
     def n(self) -> int | float:
         """How much is done."""
         with self._lock:
-            n: int | float = self._load(N, N_KIND_BYTE)
+            n: int | float = self._load(N, N_KIND_BYTE, 0)
             return n
 
     @n.setter
@@ -270,7 +271,7 @@ class Updater:
     def total(self) -> int | float | None:
         """How much there is to do, None where that is unknown. Assigning a negative one is a ValueError."""
         with self._lock:
-            total: int | float | None = self._load(TOTAL, TOTAL_KIND_BYTE)
+            total: int | float | None = self._load(TOTAL, TOTAL_KIND_BYTE, None)
             return total
 
     @total.setter
@@ -282,7 +283,7 @@ class Updater:
         """The task's own words for what it is doing, "" for none."""
         with self._lock:
             length = self._bytes[STATUS_LENGTH_BYTE] | self._bytes[STATUS_LENGTH_BYTE + 1] << 8
-            return bytes(self._bytes[STATUS_BYTE : STATUS_BYTE + length]).decode()
+            return bytes(self._bytes[STATUS_BYTE : STATUS_BYTE + length]).decode("utf-8", "replace")
 
     @status.setter
     def status(self, value: str) -> None:
@@ -356,7 +357,7 @@ class Updater:
 
     def _put(self, n: Any, total: Any, status: Any, step: Any) -> None:
         if step is not _KEEP:
-            n = self._load(N, N_KIND_BYTE) + step
+            n = self._load(N, N_KIND_BYTE, 0) + step
         # Made apart and stored in one, so that an exception at any moment (Ctrl-C) leaves nothing half written.
         record = bytearray(self._bytes)
         if n is not _KEEP:
@@ -371,20 +372,21 @@ class Updater:
         try:
             self._words[SEQUENCE] = sequence
             fence()
-            self._bytes[PHASE_BYTE:SLOT_SIZE] = record[PHASE_BYTE:SLOT_SIZE]
+            self._bytes[RECORD_BYTE:SLOT_SIZE] = record[RECORD_BYTE:SLOT_SIZE]
             fence()
         finally:
             self._words[SEQUENCE] = sequence + 1
 
-    def _load(self, word: int, kind_byte: int) -> Any:
+    def _load(self, word: int, kind_byte: int, otherwise: Any) -> Any:
+        """The number there, or `otherwise` if there is none: a slot that something else has written to fails no task."""
         kind = self._bytes[kind_byte]
         if kind == INT:
             return self._words[word]
-        if kind == FLOAT:
+        if kind == FLOAT and isfinite(self._doubles[word]):
             return self._doubles[word]
         if kind == BIG:
             return int.from_bytes(self._bytes[8 * word : 8 * word + NUMBER_SIZE], sys.byteorder, signed=True)
-        return None
+        return otherwise
 
 
 class _Iteration:

@@ -24,6 +24,7 @@ from multiprocessing import forkserver, parent_process
 from multiprocessing.context import BaseContext
 from multiprocessing.reduction import ForkingPickler
 from pickle import Pickler, PicklingError, loads
+from time import time
 from typing import Any, TypeVar
 
 from .._speedups import Updater
@@ -130,8 +131,8 @@ class RemoteTask:
             raise CancelledError
         assert _arena is not None
         slot = _arena.slot(self.index)
-        slot.start()
-        if slot.cancelled:
+        slot.start(time())
+        if not slot.may_begin():
             raise CancelledError
         fn, args, kwargs = loads(self.call)
         self.call = b""
