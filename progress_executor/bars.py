@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from .delivery import INTERVAL, Watched, afterwards, logger
 from .interrupts import SigintDeferred
-from .state import CANCELLED, DONE, ProgressState, on_one_line
+from .state import CANCELLED, DONE, ProgressState, drawable, on_one_line
 
 Trigger = Literal["now", "running", "cancelled"]
 _TRIGGERS: tuple[str, ...] = get_args(Trigger)
@@ -151,12 +151,21 @@ class TqdmBar:
             # And to the task's end, which may be long ago.
             ended_at = self._watched._until() or started_at or 0
             bar._time = partial(float, max(bar.start_t, bar._time() - max(0, time() - ended_at)))
-        if state["total"] is not None:
-            self._knows_total = True
+        n, total = _numbers(state)
+        self._knows_total = self._knows_total or total is not None
         if self._knows_total:  # else the bar keeps the one that it was made with
-            _set_total(bar, state["total"])
-        bar.n = state["n"]
+            _set_total(bar, total)
+        bar.n = n
         bar.set_postfix_str(on_one_line(self._watched._describe(state)), refresh=False)
+
+
+def _numbers(state: ProgressState) -> tuple[float, float | None]:
+    """n and total as tqdm can draw them. It drops a total that n exceeds by a half; of all else outside it warns."""
+    n, total = drawable(state["n"]), state["total"]
+    if total:
+        total = drawable(total)
+        n = max(n, 0) if n <= total or n >= total + 0.5 else total
+    return n, total
 
 
 # A bar that is no terminal's: in a file, or in a notebook

@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import sys
 import threading
 import weakref
 from collections import Counter
@@ -301,8 +302,8 @@ class _Sums:
         else:
             status = FAILED if counts[FAILED] else CANCELLED if counts[CANCELLED] else DONE
         return GroupState(
-            n=self._n + self._sizes(self._unknown_done),
-            total=total,
+            n=_finite(self._n + self._sizes(self._unknown_done)),
+            total=_finite(total),
             status=status,
             pending=pending,
             running=counts[RUNNING],
@@ -317,3 +318,8 @@ class _Sums:
             return count
         sizes = self._total * count / self._known
         return round(sizes) if isinstance(self._total, int) else sizes
+
+
+def _finite(number: float) -> float:
+    """The largest float in place of one that is too large: each number of a member is finite, but their sum may not be."""
+    return max(-sys.float_info.max, min(sys.float_info.max, number))

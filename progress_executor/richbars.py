@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from .delivery import Watched
 from .interrupts import SigintDeferred
-from .state import ProgressState, on_one_line
+from .state import ProgressState, drawable, on_one_line
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -50,14 +50,14 @@ class RichBar:
             self._started = True
             self._progress.start_task(self._id)
             row.start_time = self._progress.get_time() - max(0, now - started_at)
-        total = state["total"]
+        n, total = drawable(state["n"]), state["total"]
         self._knows_total = self._knows_total or total is not None
         if total is None and ended:
-            total = state["n"]  # else the bar would look as if it were still on its way
+            total = n  # else the bar would look as if it were still on its way
         if self._knows_total or ended:  # else the row keeps the one that it was made with
             # `update` would forget the speed, and takes None for no change.
-            row.total, row.finished_time = total, None
-        self._progress.update(self._id, completed=state["n"], status=self._status(state))
+            row.total, row.finished_time = None if total is None else drawable(total), None
+        self._progress.update(self._id, completed=n, status=self._status(state))
         if ended:
             self._progress.stop_task(self._id)
             if started_at is not None and row.start_time is not None:

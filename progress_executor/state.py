@@ -1,5 +1,6 @@
 """What a caller sees of a task: `ProgressState`, and the statuses that the library itself gives."""
 
+from math import copysign
 from typing import Final, TypedDict
 
 PENDING: Final = "pending"
@@ -14,6 +15,13 @@ def on_one_line(status: str) -> str:
     if status.isprintable():
         return status
     return " ".join("".join(char if char.isprintable() else " " for char in status).split())
+
+
+def drawable(number: float) -> float:
+    """Within what a bar can calculate with: its rates and times are quotients, and it cannot say an infinite one."""
+    if isinstance(number, int) or 1e-100 <= abs(number) <= 1e100:
+        return number
+    return 0.0 if abs(number) < 1 else copysign(1e100, number)
 
 
 class ProgressState(TypedDict):

@@ -382,8 +382,9 @@ class Updater:
         kind = self._bytes[kind_byte]
         if kind == INT:
             return self._words[word]
-        if kind == FLOAT and isfinite(self._doubles[word]):
-            return self._doubles[word]
+        if kind == FLOAT:
+            number = self._doubles[word]
+            return number if isfinite(number) else otherwise
         if kind == BIG:
             return int.from_bytes(self._bytes[8 * word : 8 * word + NUMBER_SIZE], sys.byteorder, signed=True)
         return otherwise
