@@ -716,6 +716,65 @@ def test_an_updater_of_nobody_counts_for_itself(updater):
 
 
 @pytest.mark.parametrize(
+    "use",
+    [
+        lambda progress: progress.update(),
+        lambda progress: progress.update(0.5),
+        lambda progress: progress(1),
+        lambda progress: progress(amount=2),
+        lambda progress: list(progress("abc")),
+        lambda progress: progress.n,
+        lambda progress: progress.total,
+        lambda progress: progress.status,
+        lambda progress: progress.cancelled,
+        lambda progress: setattr(progress, "n", 2**70),
+        lambda progress: setattr(progress, "total", 3),
+        lambda progress: setattr(progress, "status", "x"),
+        lambda progress: progress.reset(3),
+        lambda progress: progress.refresh(),
+        lambda progress: progress.check(),
+        lambda progress: progress.close(),
+        lambda progress: progress._detach(),
+        lambda progress: progress.__enter__().__exit__(),
+    ],
+)
+def test_an_updater_whose_init_was_left_out_is_one_that_counts_for_itself(updater, use):
+    progress = updater.__new__(updater)
+    result = use(progress)
+    assert result == use(updater()) or result is progress
+    progress.reset()
+    progress.update(3)
+    assert progress.n == 3
+
+
+def test_what_an_updater_cannot_be_made_of_is_an_error_and_no_crash(updater):
+    for wrong in (bytearray(3), 5, bytes(1000)):
+        with pytest.raises((TypeError, ValueError, BufferError)):
+            updater(wrong).update()
+        with pytest.raises((TypeError, ValueError, BufferError)):
+            updater.__new__(updater, wrong).update()
+    with pytest.raises(TypeError):
+        updater(None, None, None)
+
+
+def test_an_updater_has_no_subclasses(updater):
+    with pytest.raises(TypeError, match="not an acceptable base type"):
+        type("Subclass", (updater,), {})
+
+
+def test_an_iteration_made_by_hand_is_one_or_an_error_and_no_crash(updater):
+    iteration = importlib.import_module(updater.__module__)._Iteration
+    progress = updater()
+    for updater_, iterator in [(None, iter("abc")), (progress, 5), (progress, None)]:
+        with pytest.raises(TypeError):
+            iteration(updater_, iterator)
+    with pytest.raises((TypeError, AttributeError)):
+        next(iteration.__new__(iteration))
+    assert list(iteration(progress, "abc")) == ["a", "b", "c"]
+    assert progress.n == 3
+
+
+@pytest.mark.parametrize(
     "act",
     [
         copy.copy,

@@ -167,10 +167,25 @@ class Updater:
     _n: int  # what the hot path has stored last: interpreted, a field is read faster than a memoryview
     _changes: list[tuple[Any, Any, Any, Any]]
 
-    def __init__(self, slot: Any = None, push: Callable[[bool], None] | None = None) -> None:
-        """Executors pass the slot, a writable buffer of `SLOT_SIZE` bytes, and `push(now)`, to be called at each step."""
-        if cython.compiled:
+    # Made ready by `__new__`: an `__init__` can be left out, and nothing may read C fields that nobody has set.
+    if cython.compiled:
+
+        def __cinit__(self, slot: Any = None, push: Callable[[bool], None] | None = None) -> None:
             self._vectorcall = PE_VECTORCALL  # type: ignore[misc]
+            self._set_up(slot, push)
+
+    else:
+
+        def __new__(cls, slot: Any = None, push: Callable[[bool], None] | None = None) -> Self:
+            """Executors pass the slot, a writable buffer of `SLOT_SIZE` bytes, and `push(now)`, to be called at each step."""
+            self = object.__new__(cls)
+            self._set_up(slot, push)
+            return self
+
+        def __init_subclass__(cls) -> NoReturn:
+            raise TypeError("type 'Updater' is not an acceptable base type")
+
+    def _set_up(self, slot: Any, push: Callable[[bool], None] | None) -> None:
         self._lock = RLock()
         self._changes = []
         self._push = push
@@ -399,10 +414,15 @@ class _Iteration:
     _iterator: Iterator[Any]
     _counting: bool  # the loop's body has an item; it counts when the loop comes back
 
-    def __init__(self, updater: Updater, iterator: Iterator[Any]) -> None:
+    def __cinit__(self, updater: Updater, iterator: Iterator[Any]) -> None:
+        if not isinstance(updater, Updater):  # None would pass for one, and the compiled steps look into it unasked
+            raise TypeError(f"an Updater is needed, not {type(updater).__name__}")
         self._updater = updater
-        self._iterator = iterator
+        self._iterator = iter(iterator)
         self._counting = False
+
+    if not cython.compiled:
+        __init__ = __cinit__
 
     def __iter__(self) -> Iterator[Any]:
         if cython.compiled:

@@ -21,6 +21,7 @@ cdef class Updater:
     cdef long long _n
     cdef void *_vectorcall
 
+    cdef _set_up(self, object slot, object push)
     cpdef update(self, object amount=*)
     cpdef check(self)
 
