@@ -11,7 +11,9 @@ import queue
 import secrets
 import threading
 from collections.abc import Callable
+from multiprocessing import resource_tracker
 from multiprocessing.shared_memory import SharedMemory
+from typing import Literal
 
 from ._speedups._layout import SLOT_SIZE
 from .slots import Slot
@@ -100,6 +102,9 @@ class Arena(Segment):
 def _create(size: int) -> SharedMemory:
     # The standard library's kind of name, but it tells whose it is. Nobody can guess it; only the owner may open it.
     name = f"psm_{os.getpid()}_{secrets.token_hex(8)}"
+    _note(
+        "register", name
+    )  # before there is anything, though SharedMemory does it, too: this process may be killed in between
     try:
         memory = SharedMemory(name, create=True, size=size)
         try:
@@ -111,11 +116,19 @@ def _create(size: int) -> SharedMemory:
             memory.unlink()
             raise
     except OSError as error:
+        _note("register", name)  # SharedMemory may have taken it back, and the tracker complains of what it does not know
+        _note("unregister", name)
         raise OSError(
             error.errno,
             f"no shared memory for the progress of the tasks ({size} bytes; /dev/shm on Linux): {error.strerror}",
         ) from error
     return memory
+
+
+def _note(what: Literal["register", "unregister"], name: str) -> None:
+    """Tell the process that removes what a killed one leaves, where the system does not do so itself."""
+    if os.name == "posix":
+        getattr(resource_tracker, what)(f"/{name}", "shared_memory")
 
 
 class _Attached(SharedMemory):

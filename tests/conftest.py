@@ -80,6 +80,20 @@ def segments(pid=None):
     return found
 
 
+needs_shm = pytest.mark.skipif(not os.path.isdir(SHM), reason=f"{SHM} is where Linux shows shared memory")
+
+
+def session(leader):
+    """The ids of the living processes of a session; Linux only."""
+    found = []
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{pid}/stat") as file:
+            state, _, _, owner = file.read().rpartition(")")[2].split()[:4]
+            if int(owner) == leader and state != "Z":
+                found.append(int(pid))
+    return found
+
+
 @pytest.fixture(autouse=True)
 def _nothing_left_behind():
     threads = set(threading.enumerate())

@@ -1,10 +1,18 @@
 """What the tests have executors run: functions that every kind of worker can import."""
 
 import asyncio
+import ctypes
+import faulthandler
 import os
+import resource
 import signal
+import sys
 import threading
 import time
+from multiprocessing import connection
+
+from progress_executor._speedups._layout import SEQUENCE, STATUS_BYTE, N
+from progress_executor.executors import process
 
 
 def add(a, b=1):
@@ -41,15 +49,6 @@ def advance(n, progress):
 def fail_after(n, progress):
     progress.update(n)
     raise ValueError
-
-
-def follow_totals(totals, gate, progress):
-    """One step and one total for each file `gate` with a number."""
-    for number, total in enumerate(totals):
-        wait_for(f"{gate}{number}")
-        progress.total = total
-        progress.update()
-    wait_for(gate)
 
 
 def wait_in_the_last_step(n, gate, progress):
@@ -136,10 +135,115 @@ def follow(fails, steps, gates, progress):
         fail()
 
 
-def kill_self(gate, progress):
-    progress.update(7)
-    wait_for(gate)
+def be_killed():
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def exit_at_once():
+    os._exit(0)
+
+
+def fault():
+    faulthandler.disable()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    ctypes.string_at(0)
+
+
+_hoard = []
+
+
+def limit_memory(room):
+    with open("/proc/self/statm") as file:
+        size = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + room, size + room))
+
+
+def run_out_of_memory():
+    """Until there is not even enough to tell of it."""
+    sys.stderr.flush()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    limit_memory(16 << 20)
+    size = 1 << 20
+    while True:
+        try:
+            _hoard.append(bytearray(size))
+        except MemoryError:
+            if size == 1:
+                raise
+            size //= 2
+
+
+def ask_for_too_much_memory(progress):
+    progress.n = 7
+    limit_memory(1 << 30)
+    bytearray(1 << 40)
+
+
+DEATHS = {function.__name__: function for function in (be_killed, exit_at_once, fault, run_out_of_memory)}
+
+
+def die(how, gate, progress):
+    """Report, and end the worker without a word when the file `gate` is there."""
+    set_all(7, 9, "dying", progress)
+    wait_for(gate)
+    DEATHS[how]()
+
+
+def begin_to_write(gate, progress):
+    """Report; when the file `gate` is there, report by half. Returns what writes the other half."""
+    set_all(7, 9, "dying", progress)
+    wait_for(gate)
+    slot = next(slot for slot in process._arena._slots if slot.snapshot()["status"] == "dying")
+    slot._words[SEQUENCE] += 1
+    slot._words[N] = 8
+    slot.buffer[STATUS_BYTE : STATUS_BYTE + 5] = b"write"
+
+    def end():
+        slot._words[SEQUENCE] += 1
+
+    return end
+
+
+def die_between_two_stores(gate, progress):
+    begin_to_write(gate, progress)
+    be_killed()
+
+
+def stop_between_two_stores(half, gate, progress):
+    end = begin_to_write(half, progress)
+    wait_for(gate)
+    end()
+
+
+def die_while_the_result_is_sent(sent, gate, progress):
+    """Return so much that it takes many writes, and be killed after the first `sent` bytes of it."""
+
+    def write(self, data, write=os.write):
+        if len(data) > sent:
+            write(self._handle, data[:sent])
+            be_killed()
+
+    set_all(7, 9, "dying", progress)
+    wait_for(gate)
+    connection.Connection._send = write
+    return bytes(1 << 20)
+
+
+def report_without_end(progress):
+    """Write total, status and n in turn, as fast as it goes: see `is_of_one_moment`."""
+    n = 0
+    while True:
+        n += 1
+        progress.total = 2 * n
+        progress.status = f"{n} " * 20
+        progress.n = n
+
+
+def is_of_one_moment(state):
+    """Whether `report_without_end` has written this."""
+    n, total = state["n"], state["total"] // 2
+    status = {int(word) for word in state["status"].split()}
+    return (n, total, status) in [(n, n, {n}), (n, n + 1, {n}), (n, n + 1, {n + 1})]
 
 
 def share_with_threads(threads, steps, progress):

@@ -13,7 +13,7 @@ import warnings
 
 import pyte
 
-from .conftest import DEADLINE
+from .conftest import DEADLINE, session
 
 
 class Terminal:
@@ -95,15 +95,7 @@ class Terminal:
 
     def processes(self):
         """The ids of the session's living processes; Linux only."""
-        return [int(pid) for pid in os.listdir("/proc") if pid.isdecimal() and self._owns(pid)]
-
-    def _owns(self, pid):
-        try:
-            with open(f"/proc/{pid}/stat") as file:
-                state, _, _, session = file.read().rpartition(")")[2].split()[:4]
-        except (FileNotFoundError, ProcessLookupError):
-            return False
-        return int(session) == self.pid and state != "Z"
+        return session(self.pid)
 
     def segments(self):
         """The shared memory that the program maps; Linux only."""

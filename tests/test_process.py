@@ -1,7 +1,6 @@
 """Process pools: slots, workers that are killed or outlive their caller, and nothing left behind."""
 
 import concurrent.futures
-import contextlib
 import errno
 import gc
 import multiprocessing
@@ -18,10 +17,8 @@ import pytest
 from progress_executor import ProcessPoolProgressExecutor
 
 from . import jobs
-from .conftest import SHM, START_METHODS, make_executor, open_gate, segments, until
+from .conftest import SHM, START_METHODS, make_executor, needs_shm, open_gate, segments, session, until
 from .test_futures import watch
-
-needs_shm = pytest.mark.skipif(not os.path.isdir(SHM), reason=f"{SHM} is where Linux shows shared memory")
 
 
 @pytest.mark.parametrize("method", START_METHODS)
@@ -161,28 +158,6 @@ def leave_a_thread_counting(progress):
     progress.update()
 
 
-@needs_shm
-def test_a_worker_that_is_killed_breaks_the_pool_as_in_the_standard_library(gate, tmp_path):
-    with ProcessPoolProgressExecutor(2) as executor:
-        other = executor.submit(jobs.step_until, gate)
-        until(lambda: other.state["n"] > 0)
-        killed = executor.submit(jobs.kill_self, str(tmp_path / "kill"))
-        pending = [executor.submit(jobs.count, 3) for _ in range(20)]
-        states = watch(killed)
-        cancelled = executor.submit(jobs.count, 3)
-        cancelled.cancel()
-        open_gate(tmp_path / "kill")
-        with pytest.raises(concurrent.futures.process.BrokenProcessPool):
-            killed.result()
-        assert states[-1][1] == {"n": 7, "total": None, "status": "failed"}
-        for future in [other, *pending]:
-            with pytest.raises(concurrent.futures.process.BrokenProcessPool):
-                future.result(timeout=10)
-        with pytest.raises(concurrent.futures.process.BrokenProcessPool):
-            executor.submit(jobs.add, 1)
-    assert not segments()
-
-
 CALLER = """
 import multiprocessing, sys, time
 from progress_executor import *
@@ -198,20 +173,6 @@ if __name__ == "__main__":
     print(*executor._processes, flush=True)
     futures[0].result()
 """
-
-
-@needs_shm
-@pytest.mark.parametrize("method", START_METHODS)
-def test_workers_end_when_their_caller_is_killed(method, tmp_path):
-    script = tmp_path / "caller.py"
-    script.write_text(CALLER)
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}  # where the forkserver's socket stays behind
-    with subprocess.Popen([sys.executable, script, method], stdout=subprocess.PIPE, text=True, env=environment) as caller:
-        workers = [int(pid) for pid in caller.stdout.readline().split()]
-        caller.send_signal(signal.SIGKILL)
-    assert len(workers) == 2
-    until(lambda: not any(alive(pid) for pid in workers), "the end of the workers")
-    until(lambda: not segments(caller.pid), "the end of the segment")
 
 
 @needs_shm
@@ -381,16 +342,6 @@ def test_ctrl_c_while_a_pool_is_made_leaves_no_semaphore(monkeypatch):
         ProcessPoolProgressExecutor(1, multiprocessing.get_context("spawn"))
     gc.collect()
     assert not any(map(os.path.exists, made))
-
-
-def session(leader):
-    found = []
-    for pid in filter(str.isdecimal, os.listdir("/proc")):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{pid}/stat") as file:
-            state, _, _, session = file.read().rsplit(")", 1)[1].split()[:4]
-            if int(session) == leader and state != "Z":
-                found.append(int(pid))
-    return found
 
 
 LEFT_OPEN = """

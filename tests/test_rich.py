@@ -104,18 +104,17 @@ def test_a_group_has_a_row(executor, progress):
 
 
 def test_a_total_that_changes_keeps_the_speed_and_one_that_gets_unknown_is_unknown(pool, progress, gate):
-    totals = [10, 11, 12, 13, 14, 15, None]
-    future = pool.submit(jobs.follow_totals, totals, gate)
+    totals = [10, 11, 12, 13, 14, 15, None, 16]
+    future = pool.submit(jobs.follow, False, [(number + 1, total) for number, total in enumerate(totals)], gate)
     future.add_rich_callback(progress)
-    for number, total in enumerate(totals):
-        open_gate(f"{gate}{number}")
+    for number, total in enumerate(totals[:-1]):
         until(lambda number=number: future.state["n"] == number + 1)
         with pytest.raises(TimeoutError):
             future.result(timeout=0.11)
         (row,) = progress.tasks
         assert (row.completed, row.total) == (number + 1, total)
+        open_gate(f"{gate}{number}")
     assert row.speed
-    open_gate(gate)
     future.result()
 
 

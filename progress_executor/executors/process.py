@@ -16,11 +16,11 @@ import signal
 import threading
 import weakref
 from asyncio import CancelledError
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from multiprocessing import forkserver, parent_process
+from multiprocessing import connection, forkserver, parent_process
 from multiprocessing.context import BaseContext
 from multiprocessing.reduction import ForkingPickler
 from pickle import Pickler, PicklingError, loads
@@ -187,6 +187,25 @@ def _exit_after(parent: Any) -> None:
     os._exit(1)
 
 
+_workers: "weakref.WeakSet[Any]" = weakref.WeakSet()
+"""The worker processes of all pools of this process."""
+
+
+def _disown_workers() -> None:
+    """In a forked process: a worker sees that its caller has ended when nobody holds its pipe, so whoever is forked lets go.
+
+    Else a process that outlives the caller, of another pool of the standard library's say, would keep all workers alive.
+    """
+    for worker in _workers:
+        for fd in worker._popen.finalizer._args or ():
+            os.close(fd)
+    _workers.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_disown_workers)
+
+
 @contextmanager
 def _sigint_blocked() -> Iterator[None]:
     """A worker that starts meanwhile has SIGINT blocked until `_start_worker` ignores it: no traceback in between."""
@@ -209,6 +228,46 @@ class _WorkItems(dict[int, Any]):
     def __setitem__(self, number: int, item: Any) -> None:
         ProgressFuture._adopt(item.future, item.fn)
         super().__setitem__(number, item)
+
+
+class _ResultReader(connection.Connection):
+    """The pool's end of the pipe of results, which does not wait for the rest of one whose worker was killed.
+
+    The standard library's does, for ever, and with it the whole pool: the other workers keep the pipe open.
+    """
+
+    workers: Mapping[int, Any]
+
+    @classmethod
+    def adopt(cls, reader: Any, workers: Mapping[int, Any]) -> None:
+        """Turn the plain reader of a pool with these workers into one of ours."""
+        if os.name == "posix":  # Windows has pipes of another kind
+            os.set_blocking(reader.fileno(), False)
+            reader.__class__ = cls
+            reader.workers = workers
+
+    def _recv(self, size: int, read: Any = None) -> io.BytesIO:
+        received = io.BytesIO()
+        while size:
+            try:
+                chunk = os.read(self._handle, size)  # type: ignore[attr-defined]
+            except BlockingIOError:  # the rest is still to come; a small result is written, and read, at once
+                self._wait_for_more()
+                continue
+            if not chunk:
+                raise EOFError
+            received.write(chunk)
+            size -= len(chunk)
+        return received
+
+    def _wait_for_more(self) -> None:
+        ended = [worker.sentinel for worker in self.workers.values()]
+        if self not in connection.wait([self, *ended]):
+            raise EOFError("a worker process ended before the whole of a result was sent")
+
+
+# In a worker it is a plain one.
+ForkingPickler.register(_ResultReader, connection.reduce_connection)  # type: ignore[attr-defined]
 
 
 class ProcessPoolProgressExecutor(ProgressExecutor, ProcessPoolExecutor):
@@ -237,6 +296,7 @@ class ProcessPoolProgressExecutor(ProgressExecutor, ProcessPoolExecutor):
         self._initargs = (self._arena, initializer, initargs)
         self._pending_work_items = _WorkItems()
         self._call_queue.pending_work_items = self._pending_work_items  # type: ignore[attr-defined]
+        _ResultReader.adopt(self._result_queue._reader, self._processes)  # type: ignore[attr-defined]
         self._set_up()
         executors_to_leave.add(self)
 
@@ -266,6 +326,7 @@ class ProcessPoolProgressExecutor(ProgressExecutor, ProcessPoolExecutor):
             forkserver.ensure_running()
         with _sigint_blocked():
             super()._spawn_process()  # type: ignore[misc]
+        _workers.update(self._processes.values())
 
     def _adjust_process_count(self) -> None:
         if self._max_tasks_per_child is None:  # type: ignore[attr-defined]
