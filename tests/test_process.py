@@ -5,6 +5,7 @@ import errno
 import gc
 import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 from progress_executor import ProcessPoolProgressExecutor
 
 from . import jobs
-from .conftest import SHM, START_METHODS, make_executor, needs_shm, open_gate, segments, session, until
+from .conftest import DEADLINE, SHM, START_METHODS, make_executor, needs_shm, open_gate, segments, session, until
 from .test_futures import watch
 
 
@@ -227,6 +228,30 @@ def test_a_done_callback_that_waits_for_its_executor_is_told_so(caplog):
     concurrent.futures.wait([future])
     executor.shutdown()
     assert not multiprocessing.active_children()
+
+
+def test_a_call_that_turns_out_unpicklable_while_its_pool_ends_does_not_block_it():
+    executor = ProcessPoolProgressExecutor(1)
+    executor.submit(jobs.add, 1).result()
+    manager, items, queue = executor._executor_manager_thread, executor._pending_work_items, executor._call_queue
+    join, given_up, joined = queue.join_thread, threading.Event(), threading.Event()
+
+    def pop(*args):  # the feeder thread's first step when it cannot pickle a call
+        item = dict.pop(items, *args)
+        given_up.set()
+        assert joined.wait(DEADLINE)
+        return item
+
+    def join_thread():  # the manager thread's last step: it waits for the feeder thread
+        joined.set()
+        join()
+
+    items.pop, queue.join_thread = pop, join_thread
+    future = executor.submit(jobs.add, lambda: None)
+    assert given_up.wait(DEADLINE)
+    executor.shutdown(wait=False)
+    assert isinstance(future.exception(timeout=DEADLINE), (pickle.PicklingError, AttributeError))
+    manager.join()
 
 
 def test_no_room_for_the_segment_is_an_error_of_submit(monkeypatch):

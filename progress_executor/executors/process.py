@@ -297,6 +297,9 @@ class ProcessPoolProgressExecutor(ProgressExecutor, ProcessPoolExecutor):
         self._pending_work_items = _WorkItems()
         self._call_queue.pending_work_items = self._pending_work_items  # type: ignore[attr-defined]
         _ResultReader.adopt(self._result_queue._reader, self._processes)  # type: ignore[attr-defined]
+        # The feeder thread takes this lock when a call cannot be pickled. By default, in 3.12 and 3.13.0, it is one that the
+        # manager thread holds while it waits for the feeder thread to end (CPython issue 125451).
+        self._call_queue.shutdown_lock = threading.Lock()  # type: ignore[attr-defined]
         self._set_up()
         executors_to_leave.add(self)
 
