@@ -196,7 +196,7 @@ class Notebook:
 
     def wait_for(self, condition):
         """Wait until `condition(bars)` holds; returns the bars."""
-        deadline = time.monotonic() + DEADLINE
+        deadline = time.monotonic() + 2 * DEADLINE
         while not condition(bars := self.bars):
             assert time.monotonic() < deadline, f"the bars did not come to stand as expected:\n{bars}\n{self.output}"
             self.page.wait_for_timeout(10)
