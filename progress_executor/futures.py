@@ -288,17 +288,17 @@ class ProgressFuture(Future[T], Watchable):  # in this order: else a plain futur
         ticker = Ticker.of_running_loop()
         ticker.watch(task, interval)
         try:
-            if not self.done():
-                await task.wait_in_loop(self, ticker)
-            self._deliver()
-        except BaseException as error:
-            ticker.abandon(task)
-            if isinstance(error, asyncio.CancelledError):
-                self.cancel()
-            raise
-        finally:
-            ticker.unwatch(task, interval)
-        try:
+            try:
+                if not self.done():
+                    await task.wait_in_loop(self, ticker)
+                self._deliver()
+            except BaseException as error:
+                ticker.abandon(task)
+                if isinstance(error, asyncio.CancelledError):
+                    self.cancel()
+                raise
+            finally:
+                ticker.unwatch(task, interval)
             if self.cancelled():
                 raise asyncio.CancelledError
             return super().result(0)
@@ -312,10 +312,16 @@ class ProgressFuture(Future[T], Watchable):  # in this order: else a plain futur
     # drives the future has a watch of its own.
 
     def send(self, value: Any) -> Any:
-        return self._drive(lambda watch: watch.send(value))
+        try:
+            return self._drive(lambda watch: watch.send(value))
+        finally:
+            self = None  # type: ignore[assignment]
 
     def throw(self, *exc_info: Any) -> Any:
-        return self._drive(lambda watch: watch.throw(*exc_info))
+        try:
+            return self._drive(lambda watch: watch.throw(*exc_info))
+        finally:
+            self = None  # type: ignore[assignment]
 
     def close(self) -> None:
         """Of the coroutine: stop awaiting. The task is not touched."""
@@ -334,6 +340,8 @@ class ProgressFuture(Future[T], Watchable):  # in this order: else a plain futur
         except BaseException:  # StopIteration with the value, too: it has come to its end
             watches.pop(key, None)
             raise
+        finally:
+            self = key = None  # type: ignore[assignment]
 
 
 class Awaitable(Protocol[R_co]):
@@ -354,25 +362,25 @@ class Watch(Coroutine[Any, Any, R]):
     def __init__(self, awaited: Awaitable[R], interval: float) -> None:
         if not interval > 0:
             raise ValueError(f"interval must be a positive number of seconds, not {interval!r}")
-        self._awaited = awaited
+        self._awaited: Awaitable[R] | None = awaited  # until it has begun; see `result`
         self._coroutine = awaited._watch(interval)
-        self._begun = False
 
     def send(self, value: Any) -> Any:
-        self._begun = True
+        self._awaited = None
         return self._coroutine.send(value)
 
     def throw(self, *exc_info: Any) -> Any:
-        if not self._begun and isinstance(exc_info[0], asyncio.CancelledError):
+        if self._awaited is not None and isinstance(exc_info[0], asyncio.CancelledError):
             Ticker.of_running_loop().abandon(self._awaited._source())
             self._awaited.cancel()
+        self._awaited = None
         return self._coroutine.throw(*exc_info)
 
     def close(self) -> None:
         self._coroutine.close()
 
     def __await__(self) -> Generator[Any, Any, R]:
-        self._begun = True
+        self._awaited = None
         return self._coroutine.__await__()
 
 

@@ -177,9 +177,12 @@ class ProgressGroup(Watchable, Generic[T]):
         cancelled; TimeoutError after `timeout` seconds, RuntimeError in a progress callback of this group while it is not
         done.
         """
-        if not self._wait(timeout):
-            raise TimeoutError
-        return [future.result(0) for future in self.futures]
+        try:
+            if not self._wait(timeout):
+                raise TimeoutError
+            return _values(self.futures)
+        finally:
+            self = None  # type: ignore[assignment]  # see `ProgressFuture.result`
 
     def _wait(self, timeout: float | None) -> bool:
         if not self.finished and self.feed is not None and self.feed.delivering_here:
@@ -216,6 +219,15 @@ class ProgressGroup(Watchable, Generic[T]):
         return self._watch(INTERVAL).__await__()
 
     async def _watch(self, interval: float) -> list[T]:
+        try:
+            await self._watch_to_the_end(interval)
+            return _values(self.futures)
+        except concurrent.futures.CancelledError:
+            raise asyncio.CancelledError from None
+        finally:
+            self = None  # type: ignore[assignment]
+
+    async def _watch_to_the_end(self, interval: float) -> None:
         ticker = Ticker.of_running_loop()
         ticker.watch(self, interval)
         members = self._undone.copy()
@@ -240,24 +252,33 @@ class ProgressGroup(Watchable, Generic[T]):
             for task in members:
                 ticker.let_go(task)
             ticker.unwatch(self, interval)
-        try:
-            return [future.result(0) for future in self.futures]
-        except concurrent.futures.CancelledError:
-            raise asyncio.CancelledError from None
+            self = None  # type: ignore[assignment]
+
+
+def _values(futures: tuple[ProgressFuture[T], ...]) -> list[T]:
+    """What they return, in order; or raise what the first of them that does not has raised."""
+    future = None
+    try:
+        values = []
+        for future in futures:
+            values.append(future.result(0))
+        return values
+    finally:
+        futures, future = (), None  # see `ProgressFuture.result`
 
 
 class _Waiter:
-    """Stands in a member's list of waiters. A member that is kept must not keep the group, and with it all the others."""
+    """Tells a group of the ends of its members, which have it for good: it must not make a cycle of them and the group."""
 
     def __init__(self, group: ProgressGroup[Any]) -> None:
-        self._group = weakref.ref(group)
+        self._group = weakref.ref(group)  # a board has the group while there is somebody to tell
 
-    def _member_ended(self, future: "Future[Any]") -> None:
+    def _tell(self, future: "Future[Any]") -> None:
         group = self._group()
         if group is not None:
             group._member_ended(future)
 
-    add_result = add_exception = add_cancelled = _member_ended
+    add_result = add_exception = add_cancelled = _tell
 
 
 class _Sums:

@@ -69,6 +69,7 @@ class Task:
         """Return when `future` is done."""
         done = asyncio.get_running_loop().create_future()
         Future.add_done_callback(future, lambda _: wake_loop(done))
+        del future  # see `ProgressFuture.result`
         await done
 
     @property
