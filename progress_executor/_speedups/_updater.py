@@ -177,7 +177,7 @@ class Updater:
     else:
 
         def __new__(cls, slot: Any = None, push: Callable[[bool], None] | None = None) -> Self:
-            """Executors pass the slot, a writable buffer of `SLOT_SIZE` bytes, and `push(now)`, to be called at each step."""
+            """Executors pass the slot, a writable buffer of `SLOT_SIZE` bytes, and `push(now)`, called at each step."""
             self = object.__new__(cls)
             self._set_up(slot, push)
             return self
