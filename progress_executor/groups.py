@@ -201,6 +201,7 @@ class ProgressGroup(Watchable, Generic[T]):
                     break
         done = self.finished  # before the last delivery: what ends after it has not been told
         self._pump(waited_for)
+        self = waited_for = None  # type: ignore[assignment]  # this frame is behind those of lazy tasks: see `result`
         return done
 
     def _pump(self, waited_for: "set[Any]") -> None:

@@ -14,7 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from progress_executor import slots
 from progress_executor._speedups._layout import (
+    CALLER_BYTE,
+    CANCEL,
+    FLOAT,
+    MODE_BYTE,
     N_KIND_BYTE,
     NONE,
     NUMBER_SIZE,
@@ -284,6 +289,70 @@ def test_releasing_lets_go_of_the_buffer_and_keeps_what_was_in_it():
     assert slot.started_at is not None
 
 
+# What keeps the stores and loads in their order, where a processor would not
+
+
+def test_the_writer_has_a_fence_before_and_behind_what_it_writes(slot, module, monkeypatch):
+    writer = importlib.import_module(module)
+    seen = []
+    monkeypatch.setattr(writer, "fence", lambda: seen.append((slot.buffer.cast("q")[SEQUENCE], slot.buffer[STATUS_BYTE])))
+    progress = writer.Updater(slot.buffer)
+    progress.status = "a"
+    seen.append(slot.buffer.cast("q")[SEQUENCE])
+    assert seen == [(1, 0), (1, ord("a")), 2]
+
+
+def test_the_reader_has_a_fence_before_and_behind_what_it_reads(slot, monkeypatch):
+    class Words:
+        def __init__(self, words):
+            self.words = words
+
+        def __getitem__(self, index):
+            seen.append(index)
+            return self.words[index]
+
+    seen = []
+    monkeypatch.setattr(slots, "fence", lambda: seen.append("fence"))
+    slot._words = Words(slot._words)
+    slot.snapshot()
+    assert seen == [SEQUENCE, "fence", N, "fence", SEQUENCE]
+
+
+def test_who_cancels_and_who_starts_have_a_fence_before_they_look_at_the_other(slot, monkeypatch):
+    monkeypatch.setattr(slots, "fence", lambda: slot.buffer.__setitem__(CALLER_BYTE, CANCEL))
+    assert not slot.may_begin()
+    seen = []
+    slot.clear()
+    monkeypatch.setattr(slots, "fence", lambda: seen.append(slot.buffer[CALLER_BYTE]))
+    slot.cancel()
+    assert seen == [CANCEL]
+
+
+# What somebody else has written there
+
+
+@pytest.mark.parametrize("double", [float("nan"), float("inf"), float("-inf"), -1.0, 0.0])
+def test_a_start_at_no_time_is_none(double):
+    slot = Slot()
+    slot.start(double)
+    assert slot.started_at is None
+    assert slot.snapshot() == PENDING
+
+
+@pytest.mark.parametrize(("kind", "word"), [(FLOAT, float("nan")), (FLOAT, float("inf")), (NONE, 1.0), (77, 1.0)])
+def test_an_updater_counts_on_from_zero_where_there_is_no_number(slot, updater, kind, word):
+    progress = updater(slot.buffer)
+    for field in (N_KIND_BYTE, TOTAL_KIND_BYTE, MODE_BYTE):
+        slot.buffer[field] = kind
+    slot.buffer[STATUS_BYTE] = 0xFF
+    slot.buffer[STATUS_LENGTH_BYTE] = 1
+    for field in (N, TOTAL):
+        slot.buffer.cast("d")[field] = word
+    assert (progress.n, progress.total, progress.status) == (0, None, "\ufffd")
+    progress.update(2)
+    assert progress.n == 2
+
+
 # Reading while the task writes
 
 
@@ -337,16 +406,41 @@ WRITERS = {
 }
 
 
-def sample(slot, check):
-    """Check 20 000 snapshots, and more until ten of them differ."""
+def sample(slot, check, samples=20_000, different=10):
+    """Check so many snapshots, and more until so many of them differ: a reader is not kept from seeing progress."""
     seen = set()
-    for _ in range(20_000):
+    for _ in range(samples):
         seen.add(check(slot.snapshot()))
-    until(lambda: seen.add(check(slot.snapshot())) or len(seen) >= 10, "ten different snapshots")
+    until(lambda: seen.add(check(slot.snapshot())) or len(seen) >= different, "different snapshots")
+
+
+A_MILLION = 1_000_000  # in the four ways to combine the forms of writer and reader
+
+
+@pytest.fixture
+def read_with(monkeypatch):
+    """Have snapshots taken with the fence of the other form, too."""
+
+    def set_(reader):
+        module = pytest.importorskip(IMPLEMENTATIONS[reader], reason="the compiled form, _updater_c, was not built")
+        monkeypatch.setattr(slots, "fence", module.fence)
+
+    return set_
 
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_snapshot_is_never_a_mixture_of_two_writes_of_a_thread(slot, updater, switching, name):
+    sample_thread(slot, updater, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reader", IMPLEMENTATIONS)
+def test_of_a_million_snapshots_none_is_a_mixture_of_two_writes_of_a_thread(slot, updater, switching, read_with, reader):
+    read_with(reader)
+    sample_thread(slot, updater, "all fields", A_MILLION // 4, 1000)
+
+
+def sample_thread(slot, updater, name, *numbers):
     writer, check = WRITERS[name]
     stopped, wrote = threading.Event(), threading.Event()
 
@@ -360,7 +454,7 @@ def test_a_snapshot_is_never_a_mixture_of_two_writes_of_a_thread(slot, updater, 
     thread.start()
     try:
         assert wrote.wait(DEADLINE)
-        sample(slot, check)
+        sample(slot, check, *numbers)
     finally:
         stopped.set()
         thread.join()
@@ -380,6 +474,17 @@ def write_in_process(module, memory, name):
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_snapshot_is_never_a_mixture_of_two_writes_of_a_process(module, name):
+    sample_process(module, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reader", IMPLEMENTATIONS)
+def test_of_a_million_snapshots_none_is_a_mixture_of_two_writes_of_a_process(module, read_with, reader):
+    read_with(reader)
+    sample_process(module, "all fields", A_MILLION // 4, 1000)
+
+
+def sample_process(module, name, *numbers):
     check = WRITERS[name][1]
     shared = SharedMemory(create=True, size=SLOT_SIZE)
     slot = Slot(shared.buf[:SLOT_SIZE])
@@ -388,7 +493,7 @@ def test_a_snapshot_is_never_a_mixture_of_two_writes_of_a_process(module, name):
     process.start()
     try:
         until(lambda: slot.snapshot() != PENDING or not process.is_alive(), "the first write")
-        sample(slot, check)
+        sample(slot, check, *numbers)
         slot.cancel()
         process.join(DEADLINE)
         assert process.exitcode == 0
