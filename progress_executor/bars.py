@@ -213,6 +213,7 @@ def _write_line(bar: Any) -> None:
         bar.leave = True
     if _is_due(bar):
         bar.last_print_t = bar._time()  # see `_Screen._close`
+    bar.sp = bar.fp.write  # tqdm's own goes back to the beginning of the line first
     bar.close()
 
 

@@ -359,6 +359,8 @@ class Watch(Coroutine[Any, Any, R]):
     body has not begun, so that no `except` in it could cancel the future, and nobody would ever close its bar.
     """
 
+    __name__ = "check_for_progress"  # what asyncio calls it where it tells of tasks
+
     def __init__(self, awaited: Awaitable[R], interval: float) -> None:
         if not interval > 0:
             raise ValueError(f"interval must be a positive number of seconds, not {interval!r}")

@@ -34,6 +34,7 @@ class ProgressExecutor(Executor):
 
     def _set_up(self) -> None:
         self._board = Board()
+        self._owner = os.getpid()
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> ProgressFuture[T]:
         """Have `fn(*args, **kwargs)` run.
@@ -50,8 +51,11 @@ class ProgressExecutor(Executor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more tasks; as in the standard library, and with `wait`, deliver progress until all have ended.
 
-        Ctrl-C meanwhile cancels the tasks, and is raised when they have stopped; a second one is raised at once.
+        Ctrl-C meanwhile cancels the tasks, and is raised when they have stopped; a second one is raised at once. In a
+        forked process, which has nothing of the executor but its shape, it does nothing.
         """
+        if self._owner != os.getpid():
+            return
         if cancel_futures:
             self._cancel_pending()
         if not wait:
@@ -108,7 +112,7 @@ class ProgressExecutor(Executor):
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if _is_interrupt(exc_type):
+        if _is_interrupt(exc_type) and self._owner == os.getpid():
             self._cancel_all()
         self.shutdown(wait=True)
 
@@ -118,6 +122,8 @@ class ProgressExecutor(Executor):
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if self._owner != os.getpid():
+            return
         if _is_interrupt(exc_type):
             self._cancel_all()
         cancelled = await self._leave_in_loop()

@@ -11,6 +11,7 @@ done: final state read, slot released <---- result, through the pool's own queue
 
 import io
 import itertools
+import multiprocessing.process
 import os
 import signal
 import threading
@@ -199,6 +200,7 @@ def _disown_workers() -> None:
     for worker in _workers:
         for fd in worker._popen.finalizer._args or ():
             os.close(fd)
+    multiprocessing.process._children.difference_update(_workers)  # type: ignore[attr-defined]  # whom it would join at exit
     _workers.clear()
 
 
@@ -288,7 +290,12 @@ class ProcessPoolProgressExecutor(ProgressExecutor, ProcessPoolExecutor):
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
         with SigintDeferred():  # a semaphore that the resource tracker has not heard of would stay for ever
-            ProcessPoolExecutor.__init__(self, max_workers, mp_context, max_tasks_per_child=max_tasks_per_child)
+            try:
+                ProcessPoolExecutor.__init__(self, max_workers, mp_context, max_tasks_per_child=max_tasks_per_child)
+            except OSError as error:
+                raise OSError(
+                    error.errno, f"no semaphores or pipes for a pool of processes (/dev/shm on Linux): {error.strerror}"
+                ) from error
         # Twice what workers and call queue hold: finished tasks keep their slots until the manager thread hears of them.
         self._arena = Arena(4 * self._max_workers + 4)  # type: ignore[attr-defined]
         self._manager: weakref.ref[threading.Thread] | None = None

@@ -1,0 +1,159 @@
+"""The ends of programs, of their children and of tasks: nothing hangs, nothing is left, and nobody else is touched."""
+
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from . import jobs
+from .conftest import CONCURRENT, DEADLINE, make_executor, segments, session, until
+
+BEGIN = """
+import asyncio, os, sys, threading, time
+import tqdm
+from progress_executor import *
+from tests import jobs
+from tests.conftest import make_executor, until
+"""
+
+
+def run(program, *arguments, before=(), warnings=("-W", "error")):
+    """What the program prints; it must end by itself, say nothing to standard error and leave nothing behind."""
+    program = BEGIN + textwrap.dedent(program)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [*before, sys.executable, "-X", "dev", *warnings, "-c", program, *map(str, arguments)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    ) as process:
+        output, errors = process.communicate(timeout=2 * DEADLINE)
+    assert (process.returncode, errors) == (0, "")
+    if sys.platform == "linux":
+        until(lambda: not session(process.pid), "the end of all processes")
+    assert not segments(process.pid)
+    return output
+
+
+FORKING = """
+    kind, way, gate = sys.argv[1:]
+    with make_executor(kind, 2) as executor, open(gate + ".bars", "w") as file:
+        futures = [executor.submit(jobs.step_until, gate) for _ in range(4)]
+        for future in futures:
+            future.add_tqdm_callback(init_kwargs={"file": file})
+        if kind != "sync":
+            until(lambda: futures[0].state["n"])
+        if not (child := os.fork()):
+            with make_executor(kind, 2) as own:  # it may have one of its own
+                assert own.submit(jobs.count, 10).result() == 10
+            if way == "os._exit":
+                os._exit(3)
+            sys.exit(3)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+        assert not any(future.done() for future in futures)
+        open(gate, "w").close()
+        values = [future.result() for future in futures]
+        assert [future.state["n"] for future in futures] == values
+    print(open(gate + ".bars").read().count("\\n"))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.parametrize("way", ["os._exit", "sys.exit"])
+@pytest.mark.parametrize("kind", [*CONCURRENT, "sync"])
+def test_a_forked_child_leaves_the_executors_of_its_parent_alone(kind, way, tmp_path):
+    # Forking beside threads is what CPython warns of.
+    assert run(FORKING, kind, way, tmp_path / "gate", warnings=["-W", "ignore"]) == "4\n"
+
+
+@pytest.mark.parametrize("kind", [*CONCURRENT, "sync"])
+def test_a_program_may_end_with_its_loop_while_tasks_run(kind):
+    run(
+        """
+        async def main():
+            executor = make_executor(sys.argv[1], 2)
+            futures = [executor.submit(jobs.count_slowly, 50, 0.01) for _ in range(4)]
+            for future in futures:
+                future.add_tqdm_callback(init_kwargs={"disable": True})
+                asyncio.create_task(future.check_for_progress())
+            await asyncio.sleep(0.05)
+        asyncio.run(main(), debug=False)
+        """,
+        kind,
+    )
+
+
+@pytest.mark.parametrize("kind", CONCURRENT)
+def test_a_program_may_end_while_a_daemon_thread_uses_an_executor(kind):
+    run(
+        """
+        def use():
+            with make_executor(sys.argv[1], 2) as executor:
+                future = executor.submit(jobs.count_slowly, 50, 0.01)
+                submitted.set()
+                future.result()
+        submitted = threading.Event()
+        threading.Thread(target=use, daemon=True).start()
+        submitted.wait()
+        """,
+        kind,
+    )
+
+
+def _exit(progress):
+    progress.update(3)
+    sys.exit(5)
+
+
+def test_sys_exit_in_a_task_is_what_the_task_raises_and_ends_nothing_else(executor):
+    future = executor.submit(_exit)
+    with pytest.raises(SystemExit) as caught:
+        future.result()
+    assert caught.value.code == 5
+    assert future.state == {"n": 3, "total": None, "status": "failed"}
+    assert executor.submit(jobs.count, 3).result() == 3
+
+
+def test_threads_that_outlive_their_task_change_nothing_any_more(pool):
+    future = pool.submit(jobs.leave_a_thread_writing)
+    future.result()
+    state = future.state
+    assert (state["n"], state["status"]) == (42, "done")
+    others = [pool.submit(jobs.count, 1000) for _ in range(8)]
+    for other in others:
+        other.result()
+        assert other.state == {"n": 1000, "total": 1000, "status": "done"}
+    assert future.state == state
+
+
+def _nested(kind, progress):
+    with make_executor(kind, 2) as executor:
+        futures = [executor.submit(jobs.count, n) for n in range(4)]
+        return sum(future.result() for future in progress(futures))
+
+
+@pytest.mark.parametrize("inner", CONCURRENT)
+def test_a_task_may_have_an_executor_of_any_kind(pool, inner):
+    future = pool.submit(_nested, inner)
+    assert future.result() == 6
+    assert future.state == {"n": 4, "total": 4, "status": "done"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/dev/shm is Linux's")
+def test_where_shared_memory_is_missing_the_error_says_so():
+    # Another file system in that place, in which nothing can be made.
+    if not shutil.which("unshare") or subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
+        pytest.skip("mounting takes a privilege here that this user does not have")
+    mounted = ["unshare", "-m", "sh", "-c", 'mount -t proc proc /dev/shm && exec "$@"', "sh"]
+    output = run(
+        """
+        try:
+            with make_executor("process") as executor:
+                executor.submit(jobs.count, 3)
+        except OSError as error:
+            print(error)
+        """,
+        before=mounted,
+    )
+    assert "/dev/shm" in output

@@ -1,0 +1,159 @@
+"""Event loops of all kinds, blocked, timed out and gone."""
+
+import asyncio
+import sys
+import time
+
+import pytest
+
+from . import jobs
+from .conftest import open_gate, until
+
+
+def loop_factories():
+    yield pytest.param(asyncio.new_event_loop, id="asyncio")
+    try:
+        import uvloop
+    except ImportError:
+        yield pytest.param(None, id="uvloop", marks=pytest.mark.skip("uvloop is not installed"))
+    else:
+        yield pytest.param(uvloop.new_event_loop, id="uvloop")
+
+
+@pytest.fixture(params=loop_factories())
+def run(request):
+    """asyncio.run, with each kind of loop."""
+
+    def run(coroutine):
+        with asyncio.Runner(loop_factory=request.param) as runner:
+            return runner.run(coroutine)
+
+    return run
+
+
+def watch(future):
+    states = []
+    future.add_progress_callback(lambda old, new: states.append(new))
+    return states
+
+
+def test_a_loop_that_was_blocked_is_told_the_newest_state_and_no_backlog(run, pool, gate):
+    async def main():
+        future = pool.submit(jobs.step_until, gate)
+        states = watch(future)
+        task = asyncio.create_task(future.check_for_progress())
+        while not states:
+            await asyncio.sleep(0.01)
+        del states[:]
+        before = future.state["n"]
+        time.sleep(1)
+        until(lambda: future.state["n"] > before + 10)
+        now = future.state["n"]
+        assert not states
+        while not states:
+            await asyncio.sleep(0)
+        assert len(states) == 1
+        assert states[0]["n"] >= now
+        open_gate(gate)
+        assert await task == states[-1]["n"]
+
+    run(main())
+
+
+def test_a_timeout_cancels_the_task_and_is_told_when_that_has_stopped(run, pool, gate):
+    async def main():
+        futures = [pool.submit(jobs.step_until, gate) for _ in range(2)]
+        told = [watch(future) for future in futures]
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(futures[0].check_for_progress(), 0.2)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await futures[1]
+        while not all(states and states[-1]["status"] == "cancelled" for states in told):
+            await asyncio.sleep(0.01)
+        assert all(future.cancelled() for future in futures)
+
+    run(main())
+
+
+def test_a_value_that_a_timed_out_task_returns_all_the_same_is_kept(run, pool):
+    async def main():
+        future = pool.submit(jobs.return_when_cancelled, "kept")
+        while future.state["status"] == "pending":
+            await asyncio.sleep(0.001)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(future.check_for_progress(), 0.2)
+        assert await future == "kept"
+
+    run(main())
+
+
+def test_a_shield_keeps_the_task_from_a_timeout(run, pool, gate):
+    async def main():
+        future = pool.submit(jobs.step_until, gate)
+        task = asyncio.create_task(future.check_for_progress())
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(task), 0.1)
+        assert not future.cancel_requested()
+        open_gate(gate)
+        assert await task > 0
+
+    run(main())
+
+
+def test_gather_and_wait_take_futures_as_they_are(run, executor):
+    async def main():
+        futures = [executor.submit(jobs.count, n) for n in range(5)]
+        assert await asyncio.gather(*futures[:3]) == [0, 1, 2]
+        tasks = [asyncio.create_task(future) for future in futures]
+        done, pending = await asyncio.wait(tasks)
+        assert not pending
+        assert {task.result() for task in done} == set(range(5))
+
+    run(main())
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks come with 3.12")
+def test_eager_tasks_drive_futures(executor):  # in asyncio's own loop: uvloop's hands the factory arguments that it refuses
+    async def main():
+        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+        future, other = executor.submit(jobs.count_slowly, 20, 0.01), executor.submit(jobs.count, 3)
+        states = watch(future)
+        async with asyncio.TaskGroup() as group:
+            first = group.create_task(future)
+            second = group.create_task(other.check_for_progress())
+        assert (first.result(), second.result()) == (20, 3)
+        assert states[-1] == {"n": 20, "total": 20, "status": "done"}
+        assert len(states) > 2
+
+    asyncio.run(main())
+
+
+def test_run_in_executor_is_awaited_and_its_bar_is_closed(run, executor):
+    closed = []
+
+    class Bar:
+        def set_postfix_str(self, text, refresh):
+            pass
+
+        def refresh(self):
+            pass
+
+        def close(self):
+            closed.append((self.n, self.total))
+
+    async def main():
+        submit = executor.submit
+
+        def submit_and_show(*args):
+            future = submit(*args)
+            future.add_tqdm_callback(Bar)
+            return future
+
+        executor.submit = submit_and_show
+        assert await asyncio.get_running_loop().run_in_executor(executor, jobs.count, 7) == 7
+
+    run(main())
+    del executor.submit
+    executor.submit(jobs.count, 1).result()  # whoever waits next
+    assert closed == [(7, 7)]
