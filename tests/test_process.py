@@ -221,6 +221,16 @@ def test_leaving_waits_for_tasks_also_after_a_shutdown_that_did_not(gate):
     assert [future.result(timeout=0) for future in futures] == [5] * 8
 
 
+def test_leaving_wakes_the_manager_thread_only_while_it_can_hear_it():
+    heard = []
+    with ProcessPoolProgressExecutor(1) as executor:
+        executor.submit(jobs.add, 1).result()
+        manager, wakeup = executor._executor_manager_thread, executor._executor_manager_thread_wakeup
+        wake = wakeup.wakeup
+        wakeup.wakeup = lambda: (heard.append(manager.is_alive()), wake())
+    assert heard == [True]
+
+
 def test_a_done_callback_that_waits_for_its_executor_is_told_so(caplog):
     executor = ProcessPoolProgressExecutor(1)
     future = executor.submit(jobs.count, 3)

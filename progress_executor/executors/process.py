@@ -377,6 +377,7 @@ class ProcessPoolProgressExecutor(ProgressExecutor, ProcessPoolExecutor):
             if not self._shutdown_thread:
                 self._shutdown_thread = True
                 self._executor_manager_thread_wakeup.wakeup()
+                self._executor_manager_thread_wakeup = None  # or shutdown would do so again, at the end
         return not manager.is_alive()
 
     def _cancel_pending(self) -> None:
