@@ -191,13 +191,30 @@ class Feed:
             return True
         self._due = monotonic() + self.task.interval
         if finished:
-            while self._listeners:  # taken out before the call: once is once, whatever the callback does
-                _tell(self._listeners.pop(0), state, True)
+            while listeners := tuple(self._listeners):
+                for listener in listeners:
+                    try:
+                        self._listeners.remove(listener)  # before the call: once is once, whatever the callback does
+                        _tell(listener, state, True)
+                    except ValueError:  # of `remove`: somebody else was faster
+                        pass
+                    except BaseException:
+                        # Ctrl-C, perhaps before the call, and nobody would ever close this bar. It may be told twice; not so
+                        # a callback, which may have raised this itself.
+                        if not isinstance(listener, Callback):
+                            self._listeners.insert(0, listener)
+                        raise
             return False
         for listener in tuple(self._listeners):
             if listener in self._listeners:
                 _tell(listener, state, False)
         return self.task.finished
+
+    def close_bars(self) -> None:
+        """Have all that is shown end as it stands; the callbacks are still to be told the end."""
+        for listener in tuple(self._listeners):
+            if not isinstance(listener, Callback):
+                _tell(listener, self.task.snapshot(), True)
 
 
 def _tell(listener: Listener, state: ProgressState, ended: bool) -> None:
@@ -249,6 +266,14 @@ class Board:
                 feed.deliver(now)
         finally:
             afterwards.run()
+
+    def close_bars(self) -> None:
+        """Have all bars end as they stand: whoever should wait for the end of their tasks does not."""
+        feeds = [source.feed for source in (*self.running.copy(), *self.groups.copy())]
+        for feed in (*self.ended.copy(), *feeds):
+            if feed is not None:
+                feed.close_bars()
+        afterwards.run()
 
     def _conclude(self, feed: Feed) -> None:
         try:

@@ -80,6 +80,16 @@ def segments(pid=None):
     return found
 
 
+def left_by(pid):
+    """The names of segments and semaphores of process `pid`, if it runs `OWN_SEMAPHORES` before it makes any."""
+    return [*segments(pid), *(path.name for path in Path(SHM).glob(f"sem.mp-of-{pid}-*"))]
+
+
+OWN_SEMAPHORES = """
+import multiprocessing, os
+multiprocessing.current_process()._config["semprefix"] = f"/mp-of-{os.getpid()}"
+"""
+
 needs_shm = pytest.mark.skipif(not os.path.isdir(SHM), reason=f"{SHM} is where Linux shows shared memory")
 
 

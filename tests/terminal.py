@@ -19,10 +19,11 @@ from .conftest import DEADLINE, session
 class Terminal:
     """Runs `argv` as the leader of a session of its own, on a screen that keeps what it shows.
 
-    A context manager: what still runs at its end is killed.
+    A context manager: what still runs at its end is killed. At Ctrl-C the terminal writes "^C" and drops what was not yet
+    read, unless it is a `clean` one.
     """
 
-    def __init__(self, argv, *, env=None, cwd=None, rows=24, columns=120):
+    def __init__(self, argv, *, env=None, cwd=None, rows=24, columns=120, clean=False):
         self.output = ""
         self._decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
         self.status = None
@@ -34,6 +35,10 @@ class Terminal:
         if not self.pid:
             try:
                 termios.tcsetwinsize(0, (rows, columns))
+                if clean:
+                    settings = termios.tcgetattr(0)
+                    settings[3] = settings[3] & ~termios.ECHOCTL | termios.NOFLSH
+                    termios.tcsetattr(0, termios.TCSANOW, settings)
                 os.chdir(cwd or ".")
                 os.execve(argv[0], argv, {**(env or os.environ), "TERM": "linux"})
             finally:
@@ -67,11 +72,18 @@ class Terminal:
         """Ctrl-C: SIGINT to the whole foreground group."""
         os.write(self._fd, b"\x03")
 
+    @property
+    def settings(self):
+        """What `termios` knows of the terminal."""
+        return termios.tcgetattr(self._fd)
+
     def wait_for(self, condition):
-        """Read until `condition(self)` holds."""
+        """Read until `condition(self)` holds, which need not be one of the screen."""
         deadline = time.monotonic() + DEADLINE
         while not condition(self):
-            assert self._read(deadline), f"the program has ended:\n{self.text}"
+            assert time.monotonic() < deadline, f"the condition did not come true:\n{self.text}"
+            if select.select([self._fd], [], [], 0.01)[0]:
+                assert self._read(deadline), f"the program has ended:\n{self.text}"
 
     def finish(self):
         """Read until the last process has closed the terminal; the exit status, negative for a signal."""

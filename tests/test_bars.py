@@ -228,7 +228,7 @@ def test_bars_in_a_file_are_a_line_each_at_the_end_without_control_codes(executo
         future.result()
     lines = file.getvalue().split("\n")
     assert lines.pop() == ""
-    assert sorted(line.split(":")[0] for line in lines) == ["\rbar 0", "\rbar 1", "\rbar 2"]
+    assert sorted(line.split(":")[0] for line in lines) == ["bar 0", "bar 1", "bar 2"]
     assert all("20/20" in line for line in lines)
     assert "\x1b" not in file.getvalue()
 

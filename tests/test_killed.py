@@ -17,7 +17,7 @@ import pytest
 from progress_executor import ProcessPoolProgressExecutor, ProgressGroup
 
 from . import jobs
-from .conftest import SHM, START_METHODS, make_executor, needs_shm, open_gate, segments, session, until
+from .conftest import OWN_SEMAPHORES, START_METHODS, left_by, make_executor, needs_shm, open_gate, segments, session, until
 from .test_bars import RecordedBar
 from .test_futures import watch
 
@@ -305,10 +305,10 @@ def test_a_group_whose_worker_died_has_failed(process_pool, tmp_path):
 # The caller
 
 
-CALLER = """
-import multiprocessing, os, sys, time
+CALLER = f"""
+import sys, time
 from progress_executor import *
-multiprocessing.current_process()._config["semprefix"] = f"/mp-of-{os.getpid()}"
+{OWN_SEMAPHORES}
 def entered(file):
     with open(file, "w"):
         pass
@@ -368,11 +368,6 @@ def caller(tmp_path):
         )
 
     return start
-
-
-def left_by(pid):
-    """The names in /dev/shm that are of process `pid`: segments and semaphores."""
-    return [*segments(pid), *(name for name in os.listdir(SHM) if name.startswith(f"sem.mp-of-{pid}"))]
 
 
 def kill_and_check(caller, folder):

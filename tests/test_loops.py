@@ -92,6 +92,8 @@ def test_a_shield_keeps_the_task_from_a_timeout(run, pool, gate):
     async def main():
         future = pool.submit(jobs.step_until, gate)
         task = asyncio.create_task(future.check_for_progress())
+        while not future.state["n"]:
+            await asyncio.sleep(0.001)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(asyncio.shield(task), 0.1)
         assert not future.cancel_requested()

@@ -51,8 +51,8 @@ class ProgressExecutor(Executor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more tasks; as in the standard library, and with `wait`, deliver progress until all have ended.
 
-        Ctrl-C meanwhile cancels the tasks, and is raised when they have stopped; a second one is raised at once. In a
-        forked process, which has nothing of the executor but its shape, it does nothing.
+        Ctrl-C meanwhile cancels the tasks, and is raised when they have stopped; a second one is raised at once, with all
+        bars closed. In a forked process, which has nothing of the executor but its shape, it does nothing.
         """
         if self._owner != os.getpid():
             return
@@ -62,10 +62,14 @@ class ProgressExecutor(Executor):
             self._shut_down(wait=False)
             return
         try:
-            self._leave()
+            try:
+                self._leave()
+            except KeyboardInterrupt:
+                self._cancel_all()
+                self._leave()
+                raise
         except KeyboardInterrupt:
-            self._cancel_all()
-            self._leave()
+            self._give_up()
             raise
 
     @abstractmethod
@@ -97,6 +101,12 @@ class ProgressExecutor(Executor):
                 self._shut_down(wait=True)
             return ended
 
+    def _give_up(self) -> None:
+        """Ctrl-C is raised before all have ended: they are asked to, and the terminal is left to the program."""
+        with SigintDeferred():
+            self._cancel_all()
+            self._board.close_bars()
+
     def _cancel_all(self) -> None:
         with SigintDeferred():
             with self._board.lock:
@@ -112,9 +122,13 @@ class ProgressExecutor(Executor):
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if _is_interrupt(exc_type) and self._owner == os.getpid():
-            self._cancel_all()
-        self.shutdown(wait=True)
+        try:  # nothing before it: a second Ctrl-C is often close behind the first
+            if _is_interrupt(exc_type) and self._owner == os.getpid():
+                self._cancel_all()
+            self.shutdown(wait=True)
+        except KeyboardInterrupt:
+            self._give_up()
+            raise
 
     async def __aenter__(self) -> Self:
         return self
@@ -124,10 +138,14 @@ class ProgressExecutor(Executor):
     ) -> None:
         if self._owner != os.getpid():
             return
-        if _is_interrupt(exc_type):
-            self._cancel_all()
-        cancelled = await self._leave_in_loop()
-        self._board.pump(everyone=True)
+        try:
+            if _is_interrupt(exc_type):
+                self._cancel_all()
+            cancelled = await self._leave_in_loop()
+            self._board.pump(everyone=True)
+        except KeyboardInterrupt:
+            self._give_up()
+            raise
         if cancelled is not None:
             raise cancelled
 

@@ -12,6 +12,7 @@ done: final state read, slot released <---- result, through the pool's own queue
 import io
 import itertools
 import multiprocessing.process
+import operator
 import os
 import signal
 import threading
@@ -20,6 +21,7 @@ from asyncio import CancelledError
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
+from copy import copy
 from functools import partial
 from multiprocessing import connection, forkserver, parent_process
 from multiprocessing.context import BaseContext
@@ -221,6 +223,33 @@ def _sigint_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
+class _NameOfQuiet(str):
+    """The name of a worker that the fork server starts: the first thing that it unpickles, and makes it ignore SIGINT.
+
+    The mask is no help there: it would be the server's, which serves others, too. And to import what the tasks need takes
+    long: Ctrl-C meanwhile would end the worker, and break the pool, whose other tasks would not get to their `finally`.
+    """
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return operator.getitem, ([str(self), _IgnoreSigint()], 0)
+
+
+class _IgnoreSigint:
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return signal.signal, (int(signal.SIGINT), int(signal.SIG_IGN))
+
+
+def _with_quiet_processes(context: Any) -> Any:
+    def process(*args: Any, **kwargs: Any) -> Any:
+        worker = context.Process(*args, **kwargs)
+        worker.name = _NameOfQuiet(worker.name)
+        return worker
+
+    quiet = copy(context)
+    quiet.Process = process
+    return quiet
+
+
 class _WorkItems(dict[int, Any]):
     """The pool's work items, which makes futures ours before the manager thread can see them.
 
@@ -296,6 +325,9 @@ class ProcessPoolProgressExecutor(ProgressExecutor, ProcessPoolExecutor):
                 raise OSError(
                     error.errno, f"no semaphores or pipes for a pool of processes (/dev/shm on Linux): {error.strerror}"
                 ) from error
+        context: Any = self._mp_context
+        if context.get_start_method() == "forkserver":
+            self._mp_context = _with_quiet_processes(context)
         # Twice what workers and call queue hold: finished tasks keep their slots until the manager thread hears of them.
         self._arena = Arena(4 * self._max_workers + 4)  # type: ignore[attr-defined]
         self._manager: weakref.ref[threading.Thread] | None = None
@@ -377,7 +409,7 @@ class ProcessPoolProgressExecutor(ProgressExecutor, ProcessPoolExecutor):
             if not self._shutdown_thread:
                 self._shutdown_thread = True
                 self._executor_manager_thread_wakeup.wakeup()
-                self._executor_manager_thread_wakeup = None  # or shutdown would do so again, at the end
+                self._executor_manager_thread_wakeup = None  # type: ignore[assignment]  # or shutdown would do so again, at the end
         return not manager.is_alive()
 
     def _cancel_pending(self) -> None:

@@ -1,0 +1,215 @@
+"""Ctrl-C in a terminal, and SIGTERM: tasks clean up, the terminal is as it was, nothing is left behind."""
+
+import itertools
+import os
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import progress_executor
+
+from .conftest import OWN_SEMAPHORES, START_METHODS, left_by, needs_shm, until
+from .terminal import Terminal
+
+pytestmark = [needs_shm, pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc and /dev/shm")]
+
+AT_ONCE = 1 * max(1, os.getloadavg()[0] / os.cpu_count())
+"""Seconds in which a program ends after the last step of its tasks: one, unless the machine has more to do than it can."""
+
+PROGRAM = f"""
+import asyncio, itertools, signal, sys, time
+from concurrent.futures import wait
+from progress_executor import *
+{OWN_SEMAPHORES}
+kind, style, moment, folder = sys.argv[1:]
+
+def note(what, number=""):
+    with open(os.path.join(folder, f"{{what}}{{number}}"), "w"):
+        pass
+
+def work(number, progress):
+    try:
+        note("entered", number)
+        for _ in progress(range(10**9)):
+            time.sleep(0.001)
+    finally:
+        note("cleaning", number)
+        while not os.path.exists(os.path.join(folder, "go on")):
+            time.sleep(0.005)
+        note("cleaned", number)
+
+def make():
+    if kind == "sync":
+        return SyncProgressExecutor()
+    if kind == "thread":
+        return ThreadPoolProgressExecutor(2)
+    return ProcessPoolProgressExecutor(2, multiprocessing.get_context(kind))
+
+def submit(executor):
+    for number in itertools.count() if moment == "submit" else range(6):
+        future = executor.submit(work, number)
+        if number < 6:
+            future.add_tqdm_callback(init_kwargs={{"desc": f"bar {{number}}", "leave": False}}, triggers=["running"])
+        note("submitted")
+        yield future
+        if moment == "submit":
+            time.sleep(0.0005)
+
+def leave(futures):
+    ProgressGroup(futures).add_tqdm_callback(init_kwargs={{"desc": "bar of all", "leave": False}})
+    note("leaving")
+
+def main():
+    with make() as executor:
+        futures = list(submit(executor))
+        if moment == "running":
+            wait(futures)
+        leave(futures)
+
+async def main_in_loop():
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asyncio.current_task().cancel)
+    async with make() as executor:
+        if moment == "shutdown":
+            leave(list(submit(executor)))
+            return
+        async with asyncio.TaskGroup() as tg:
+            for future in submit(executor):
+                tg.create_task(future)
+                await asyncio.sleep(0)
+
+if __name__ == "__main__":
+    print("begun", flush=True)
+    try:
+        asyncio.run(main_in_loop()) if style == "asyncio" else main()
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+    except asyncio.CancelledError:
+        print("terminated", flush=True)
+"""
+
+
+class Program(Terminal):
+    """The program above on a terminal."""
+
+    def __init__(self, folder, kind, style, moment):
+        script = folder / "program.py"
+        script.write_text(PROGRAM)
+        self.kind, self.moment = kind, moment
+        self._notes, self._temporary = folder / "notes", folder / "temporary"
+        self._notes.mkdir()
+        self._temporary.mkdir()
+        root = str(Path(progress_executor.__file__).parents[1])
+        super().__init__(
+            [sys.executable, "-W", "error", str(script), kind, style, moment, str(self._notes)],
+            env={**os.environ, "PYTHONPATH": root, "TMPDIR": str(self._temporary)},
+            clean=True,
+        )
+        self.wait_for(lambda screen: "begun" in screen.text)
+        self.before = self.settings
+
+    def interrupt(self):
+        """Ctrl-C; returns when the signal has been sent."""
+        echoed = self.output.count("\x03")
+        super().interrupt()
+        self.wait_for(lambda screen: screen.output.count("\x03") > echoed)
+
+    def noted(self, what):
+        """The numbers of the tasks that have noted this, and when."""
+        return {path.name.removeprefix(what): path.stat().st_mtime for path in self._notes.glob(f"{what}*")}
+
+    def wait_for_the_moment(self):
+        if self.moment == "submit":
+            self.wait_for(lambda _: self.noted("submitted"))
+        if self.moment == "shutdown":
+            self.wait_for(lambda _: self.noted("leaving"))
+        if self.kind == "sync" and self.moment == "submit":
+            return
+        # Both workers: one that is still starting when it is told to end has to start first.
+        self.wait_for(lambda _: len(self.noted("entered")) >= (1 if self.kind == "sync" else 2))
+
+    def go_on(self):
+        """Let the tasks clean up."""
+        (self._notes / "go on").touch()
+
+    def check(self, word, cleaned=True):
+        """It ends at once, has said this `word`, and the terminal, and all else, is as before."""
+        self.finish()
+        ended = time.time()
+        assert self.status == 0, self.text
+        if cleaned:
+            assert set(self.noted("cleaned")) == set(self.noted("entered"))
+        if self.noted("cleaned"):
+            assert ended - max(self.noted("cleaned").values()) < AT_ONCE
+        if (
+            "never retrieved" not in self.output
+        ):  # where a second Ctrl-C hits a task of the event loop, asyncio tells at length
+            assert not re.search(r"Traceback|Exception ignored|Warning", self.output), self.output
+            assert self.lines[:2] == ["begun", word], self.text
+            assert not any(self.lines[2:]), self.text
+        assert self.column == 0
+        assert self.settings == self.before
+        until(lambda: not self.processes(), "the end of all processes")
+        until(lambda: not left_by(self.pid), "the end of shared memory and semaphores")
+        assert not list(self._temporary.iterdir())
+
+
+STYLES = ["with", "asyncio"]
+MOMENTS = ["submit", "running", "shutdown"]
+QUICK = [("thread", "running"), ("fork", "running"), ("fork", "shutdown"), ("sync", "running")]
+
+
+def combinations(kinds, moments=MOMENTS, quick=QUICK):
+    pairs = itertools.product(kinds, moments)
+    return [pytest.param(*pair, marks=() if pair in quick else pytest.mark.slow) for pair in pairs]
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize(("kind", "moment"), combinations(["thread", *START_METHODS, "sync"]))
+def test_ctrl_c_cancels_all_tasks_and_leaves_the_terminal_as_it_was(kind, style, moment, tmp_path):
+    with Program(tmp_path, kind, style, moment) as program:
+        program.wait_for_the_moment()
+        program.interrupt()
+        program.go_on()
+        program.check("interrupted")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["forkserver", "spawn"])
+def test_ctrl_c_while_a_worker_starts_lets_the_tasks_of_the_others_clean_up(kind, tmp_path):
+    with Program(tmp_path, kind, "with", "running") as program:
+        program.wait_for(lambda _: program.noted("entered"))
+        program.interrupt()
+        program.go_on()
+        program.finish()
+        assert "interrupted" in program.text
+        assert program.noted("cleaned").keys() == program.noted("entered").keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("second", ["at once", "while tasks clean up"])
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize(("kind", "moment"), combinations(["thread", *START_METHODS, "sync"], ["running", "shutdown"], ()))
+def test_ctrl_c_twice_in_a_row(kind, style, moment, second, tmp_path):
+    with Program(tmp_path, kind, style, moment) as program:
+        program.wait_for_the_moment()
+        program.interrupt()
+        if second == "while tasks clean up":
+            program.wait_for(lambda _: program.noted("cleaning"))
+        program.interrupt()
+        program.go_on()
+        # In the sync executor the second one interrupts what the task does in its `finally`.
+        program.check("interrupted", cleaned=kind != "sync")
+
+
+@pytest.mark.parametrize(("kind", "moment"), combinations(["thread", *START_METHODS], quick=QUICK[1:2]))
+def test_sigterm_with_asyncios_handler_cancels_all_tasks(kind, moment, tmp_path):
+    """Not of the sync executor: while a task runs there, the loop does not hear of a signal."""
+    with Program(tmp_path, kind, "asyncio", moment) as program:
+        program.wait_for_the_moment()
+        os.kill(program.pid, signal.SIGTERM)
+        program.go_on()
+        program.check("terminated")
