@@ -1,6 +1,7 @@
 """What the tests have executors run: functions that every kind of worker can import."""
 
 import asyncio
+import contextlib
 import ctypes
 import faulthandler
 import os
@@ -163,14 +164,12 @@ def run_out_of_memory():
     sys.stderr.flush()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     limit_memory(16 << 20)
-    size = 1 << 20
-    while True:
-        try:
-            _hoard.append(bytearray(size))
-        except MemoryError:
-            if size == 1:
-                raise
-            size //= 2
+    # The small ones of each size: a large process has many that are free and within its limit.
+    for size in (*(1 << power for power in range(20, 9, -1)), *range(512, 0, -8)):
+        with contextlib.suppress(MemoryError):
+            while True:
+                _hoard.append(bytes(size))
+    raise MemoryError
 
 
 def ask_for_too_much_memory(progress):
