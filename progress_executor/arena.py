@@ -91,8 +91,9 @@ class Arena(Segment):
             for slot in self._slots:
                 slot.release()
             self._slots = []
-        memory.close()
-        memory.unlink()
+            # Under the lock: a daemon thread may be in the midst of this when the program ends, which has to wait for it.
+            memory.close()
+            memory.unlink()
 
     def __reduce__(self) -> tuple[Callable[[int, str], Segment], tuple[int, str]]:
         assert self._memory is not None

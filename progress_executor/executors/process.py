@@ -9,6 +9,7 @@ cancel() --------------> slot: control -----> the next progress call raises
 done: final state read, slot released <---- result, through the pool's own queue
 """
 
+import contextlib
 import io
 import itertools
 import multiprocessing.process
@@ -408,7 +409,8 @@ class ProcessPoolProgressExecutor(ProgressExecutor, ProcessPoolExecutor):
             # What shutdown(wait=False) does, but for forgetting the processes: the manager thread may have to replace some.
             if not self._shutdown_thread:
                 self._shutdown_thread = True
-                self._executor_manager_thread_wakeup.wakeup()
+                with contextlib.suppress(OSError):  # the manager thread has ended meanwhile, and closed its pipe
+                    self._executor_manager_thread_wakeup.wakeup()
                 self._executor_manager_thread_wakeup = None  # type: ignore[assignment]  # or shutdown would do so again, at the end
         return not manager.is_alive()
 
