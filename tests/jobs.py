@@ -178,7 +178,7 @@ def ask_for_too_much_memory(progress):
     bytearray(1 << 40)
 
 
-DEATHS = {function.__name__: function for function in (be_killed, exit_at_once, fault, run_out_of_memory)}
+DEATHS = {function.__name__: function for function in (be_killed, exit_at_once, fault)}
 
 
 def die(how, gate, progress):

@@ -126,6 +126,12 @@ def test_leaving_the_executor_tells_of_a_worker_that_died(how, tmp_path):
     assert not segments()
 
 
+def test_a_worker_without_any_memory_can_tell_or_is_found_dead(process_pool):
+    future = process_pool.submit(jobs.run_out_of_memory)
+    assert isinstance(future.exception(AT_ONCE), (MemoryError, BrokenProcessPool))  # it may have kept enough to tell
+    assert future.state["status"] == "failed"
+
+
 def test_a_memory_error_of_the_task_is_the_tasks_own(process_pool):
     future = process_pool.submit(jobs.ask_for_too_much_memory)
     with pytest.raises(MemoryError):
