@@ -346,7 +346,7 @@ def test_a_group_is_not_told_to_be_done_before_it_is(pool):
 
 def test_a_group_is_done_with_its_last_member_however_slow_its_done_callbacks_are(pool, gate):
     go = threading.Event()
-    for _ in range(4):
+    for _ in range(8):
         pool.submit(jobs.wait_for, gate)
     member = pool.submit(jobs.add, 1)
     member.add_done_callback(lambda _: go.wait())
@@ -448,7 +448,7 @@ class InterruptsWhenToldOf:
 
 
 def test_ctrl_c_while_a_member_is_cancelled_loses_it_to_no_group(pool, gate):
-    for _ in range(4):
+    for _ in range(8):
         pool.submit(jobs.wait_for, gate)
     member = pool.submit(jobs.add, 1)
     list.append(member._waiters, InterruptsWhenToldOf())
@@ -460,7 +460,7 @@ def test_ctrl_c_while_a_member_is_cancelled_loses_it_to_no_group(pool, gate):
 
 
 def test_a_signal_handler_may_cancel_the_last_member_while_the_group_is_waited_for(pool, gate):
-    for _ in range(4):
+    for _ in range(8):
         pool.submit(jobs.wait_for, gate)
     group = ProgressGroup([pool.submit(jobs.add, 1)])
     with group._done:  # as in its waiting
