@@ -160,4 +160,5 @@ except BaseException as error:
             lambda bars: len(bars) == 5 and all("cancelled" in line and "red" in line for line in bars.values())
         )
         notebook.wait_for_output(f"{'KeyboardInterrupt' if waiting is BLOCKING else 'CancelledError'} left behind []")
-    assert cleaned.read_text().count("finally") == 2  # the others never ran
+    told = cleaned.read_text()
+    assert told.count("except") == told.count("finally") >= 2  # a third may begin when the first has ended
