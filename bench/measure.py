@@ -450,9 +450,13 @@ def loop_costs(session: Session) -> Rows:
     }
     targets = dict.fromkeys(shares, 0.5)
     rows.append(session.row("an idle watch", "% of a core", shares, 8, targets=targets, kind="median"))
-    shares = {f"{count} bars": lambda count=count: tasks.bars_share(count, seconds) for count in BARS}
-    targets = {f"{count} bars": at_most for count, at_most in BARS.items()}
-    rows.append(session.row("live bars on a terminal, 10 Hz", "% of a core", shares, 12, targets=targets, kind="median"))
+    for count, at_most in BARS.items():
+        shares = {
+            COMPILED: lambda count=count: tasks.bars_share(count, seconds),
+            "tqdm alone": lambda count=count: tasks.bare_bars_share(count, seconds),
+        }
+        title = f"{count} live bars on a terminal, 10 Hz"
+        rows.append(session.row(title, "% of a core", shares, 12, targets={COMPILED: at_most}, kind="median"))
     return rows
 
 

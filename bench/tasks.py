@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from time import perf_counter
-from typing import Any
+from typing import Any, TextIO
 
 import jobs
 from timing import serve
@@ -204,11 +204,31 @@ async def share_of_loop(seconds: float) -> float:
     return statistics.median(shares)
 
 
-def bars_share(count: int, seconds: float) -> float:
-    """Percent of a core that the loop's thread uses for so many bars on a terminal, all of which move ten times a second."""
+@contextlib.contextmanager
+def terminal() -> Iterator[TextIO]:
+    """A pseudo-terminal of 24 rows on which nobody looks."""
     import pty
     import termios
 
+    def drain() -> None:
+        with contextlib.suppress(OSError):  # Linux's end of file
+            while os.read(ours, 1 << 16):
+                pass
+
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    drainer = threading.Thread(target=drain)
+    drainer.start()
+    try:
+        with open(theirs, "w") as file:
+            yield file
+    finally:
+        drainer.join()
+        os.close(ours)
+
+
+def bars_share(count: int, seconds: float) -> float:
+    """Percent of a core that the loop's thread uses for so many bars on a terminal, all of which move ten times a second."""
     import tqdm
 
     progresses: list[Any] = []
@@ -224,17 +244,12 @@ def bars_share(count: int, seconds: float) -> float:
             for progress in progresses:
                 progress.update(1)
 
-    def drain() -> None:
-        with contextlib.suppress(OSError):  # Linux's end of file
-            while os.read(ours, 1 << 16):
-                pass
-
     async def run() -> float:
-        with ThreadPoolProgressExecutor(count) as executor, open(theirs, "w") as terminal:
+        with terminal() as file, ThreadPoolProgressExecutor(count) as executor:
             async with asyncio.TaskGroup() as group:
                 for number in range(count):
                     future = executor.submit(hand_over)
-                    future.add_tqdm_callback(tqdm.tqdm, {"desc": f"task {number}", "file": terminal, "leave": False})
+                    future.add_tqdm_callback(tqdm.tqdm, {"desc": f"task {number}", "file": file, "leave": False})
                     group.create_task(future.check_for_progress())
                 while len(progresses) < count:
                     await asyncio.sleep(0.1)
@@ -246,15 +261,34 @@ def bars_share(count: int, seconds: float) -> float:
                 mover.join()
         return share
 
-    ours, theirs = pty.openpty()
-    termios.tcsetwinsize(theirs, (24, 80))
-    drainer = threading.Thread(target=drain)
-    drainer.start()
-    try:
-        return asyncio.run(run())
-    finally:
-        drainer.join()
-        os.close(ours)
+    return asyncio.run(run())
+
+
+def bare_bars_share(count: int, seconds: float) -> float:
+    """The same for a loop that does nothing but set so many bars of tqdm's and refresh them."""
+    import tqdm
+
+    async def run() -> float:
+        with terminal() as file:
+            bars = [tqdm.tqdm(desc=f"task {n}", total=10**6, file=file, leave=False) for n in range(count)]
+
+            async def move() -> None:
+                while True:
+                    for bar in bars:
+                        bar.n += 1
+                        bar.set_postfix_str("running", refresh=False)
+                        bar.refresh()
+                    await asyncio.sleep(0.1)
+
+            mover = asyncio.create_task(move())
+            await asyncio.sleep(0.5)
+            share = await share_of_loop(seconds) * 100
+            mover.cancel()
+            for bar in bars:
+                bar.close()
+        return share
+
+    return asyncio.run(run())
 
 
 def idle_share(kind: str, seconds: float) -> float:

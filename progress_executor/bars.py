@@ -6,6 +6,7 @@ The only module that knows tqdm.
 import inspect
 import itertools
 import os
+import re
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -75,11 +76,8 @@ class TqdmBar:
         self._shown = state
         self._drawn_at = now
 
-    @property
-    def hidden(self) -> bool:
-        """Whether the terminal has no row for it; whoever gives it one asks for the state then."""
-        bar = self._bar  # which another thread may close meanwhile
-        return self._screen is not None and bar is not None and _is_hidden(bar)
+    hidden = False
+    """Whether the terminal has no row for it, as the screen last drew it; which asks for the state when it gives it one."""
 
     def catch_up(self) -> None:
         """Take over the state as it is now, unless the final one was."""
@@ -312,7 +310,9 @@ class _Screen:
     def _cut(self, text: str) -> str:
         """What fits into one row: a bar may have been given more columns, and up to 4.67 tqdm cuts none without a meter."""
         columns = self._size[0]
-        return str(self._trim(text, columns)) if columns else text
+        if not columns or (len(text) <= columns and not _may_be_wide(text)):
+            return text
+        return str(self._trim(text, columns))
 
     def draw(self) -> None:
         """Draw the bars that changed, and close those that ended. What one of them raises is logged, and harms no other."""
@@ -421,8 +421,11 @@ class _Screen:
             bar.sp = self._print if _is_due(bar) or bar not in self._ours else _keep_quiet
             if bar.pos >= 0:
                 bar.pos = next(free)
-            if bar in self._ours and not _is_hidden(bar):  # it may have been until now
-                self._try(self._ours[bar].catch_up)
+            owner = self._ours.get(bar)
+            if owner is not None:
+                owner.hidden = _is_hidden(bar)
+                if not owner.hidden:  # it may have been until now
+                    self._try(owner.catch_up)
             self._try(self._draw, bar)
 
 
@@ -438,6 +441,10 @@ def _terminal(file: Any) -> object:
 def _is_due(bar: Any) -> bool:
     """Whether the bar's delay is over."""
     return bool(bar._time() >= bar.start_t + bar.delay)
+
+
+_may_be_wide = re.compile("[\u1100-\u24ff\u25a0-\U0010ffff]").search
+"""Whether a text may have characters of two columns. Those that bars are drawn with have one; tqdm measures each."""
 
 
 def _keep_quiet(_: str) -> None:

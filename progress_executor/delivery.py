@@ -55,10 +55,8 @@ class Runnable(Source, Protocol):
 class Listener(Protocol):
     """Who is told the states of a task: at every delivery, whether they have changed or not, and at last the final one."""
 
-    @property
-    def hidden(self) -> bool:
-        """Whether it can do without states for now, but for the final one. Asked often, so that nobody has to read them."""
-        ...
+    hidden: bool
+    """Whether it can do without states for now, but for the final one. Asked often, so that nobody has to read them."""
 
     def tell(self, state: ProgressState, ended: bool) -> None: ...
 
