@@ -125,12 +125,12 @@ def child(scenario):
                 del live[number]
                 ended.add(number)
                 if bar.leave and shown(number):
-                    left.append(str(bar)[:columns])
+                    left.append(str(bar)[: columns - 1])  # as wide as tqdm makes a bar
             elif abs(bar.pos) >= rows - 2:
                 continue
             if (bar.n, bar.total, bar.postfix) != (state["n"], state["total"], state["status"]):
                 stale.append(f"{bar} is not {state}")
-        bars = {number: str(bar)[:columns] for number, (_, bar) in live.items() if shown(number)}
+        bars = {number: str(bar)[: columns - 1] for number, (_, bar) in live.items() if shown(number)}
         pinned = {-live[number][1].pos: line for number, line in bars.items() if live[number][1].pos < 0}
         others = [line for number, line in bars.items() if live[number][1].pos >= 0]
         title({"left": left, "live": others + [str(bar) for bar in users], "pinned": pinned, "stale": stale})
