@@ -9,6 +9,7 @@ import contextlib
 import os
 import queue
 import secrets
+import signal
 import threading
 from collections.abc import Callable
 from multiprocessing import resource_tracker
@@ -98,6 +99,20 @@ class Arena(Segment):
     def __reduce__(self) -> tuple[Callable[[int, str], Segment], tuple[int, str]]:
         assert self._memory is not None
         return _attached, (self._size, self._memory.name)
+
+
+def start_tracker() -> None:
+    """Start multiprocessing's resource tracker, if it does not run, so that it outlives what ends everybody else.
+
+    A terminal that is closed sends SIGHUP to the whole process group, Ctrl-\\ SIGQUIT; the tracker itself sees to SIGINT and
+    SIGTERM only, and if it is killed with the program, nobody removes the segment.
+    """
+    if os.name == "posix":
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGQUIT})
+        try:
+            resource_tracker.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _create(size: int) -> SharedMemory:

@@ -87,6 +87,10 @@ class Callback:
             old, self._told = self._told, state.copy()
             self.fn(old, state.copy())
 
+    def calls_like(self, other: Listener) -> bool:
+        """Whether `other` calls the same function."""
+        return isinstance(other, Callback) and other.fn == self.fn
+
     def __repr__(self) -> str:
         return repr(self.fn)
 
@@ -113,6 +117,17 @@ class _Afterwards(threading.local):
 afterwards = _Afterwards()
 
 
+class _Here(threading.local):
+    """What the current thread is in the midst of."""
+
+    def __init__(self) -> None:
+        self.telling: tuple[Feed, ...] = ()  # one is in another if a callback waits for something
+        self.calling_back = False  # done callbacks, which run where a task ends
+
+
+here = _Here()
+
+
 class Feed:
     """The listeners of one future, or of one group."""
 
@@ -121,7 +136,8 @@ class Feed:
         self.settle_here()
         self._listeners: list[Listener] = []
         self._lock = threading.RLock()  # a signal handler may wait for something, too
-        self._deliverer: int | None = None
+        self._telling = False
+        self.held_up = 0  # how often a callback waits for something
         self._due = 0.0
 
     def settle_here(self) -> None:
@@ -142,25 +158,30 @@ class Feed:
     @property
     def empty(self) -> bool:
         """Whether there is nobody to tell; after the end, whether everybody has been told."""
-        return not self._listeners
+        return not self._listeners and not self._telling
 
     @property
     def delivering_here(self) -> bool:
         """Whether this is called from one of the callbacks."""
-        return self._deliverer == threading.get_ident()
+        return self in here.telling
 
     def driven_by(self, thread: int, waits: bool = False) -> bool:
-        """Whether `thread` is to deliver: a running loop that watches comes first, then who waits, then the home.
+        """Whether this `thread` is to deliver: a running loop that watches comes first, then who waits, then the home.
 
-        When that thread has ended, it is whoever waits for anything on the executor.
+        When that thread has ended, it is whoever waits for anything on the executor. In a done callback, which asks for a
+        result that is there, a worker does not wait.
         """
         ticker = self.task.ticker
         if ticker is not None and ticker.running:
             return ticker.thread == thread
-        return waits or self._home == thread or not self._home_thread.is_alive()
+        waits = (waits or not self._home_thread.is_alive()) and not here.calling_back
+        return waits or self._home == thread
 
-    def deliver(self, now: bool = False) -> None:
-        """Call the callbacks with what changed: once per interval, or `now`; the final state at once, and once only."""
+    def deliver(self, now: bool = False, deadline: float | None = 0.0) -> None:
+        """Call the callbacks with what changed: once per interval, or `now`; the final state at once, and once only.
+
+        If another thread is telling the final state, wait until it has, or until `deadline` (None: for as long as it takes).
+        """
         if self.delivering_here:  # a callback waits for something; the delivery around it looks again when it is back
             return
         if not now and not self.task.finished:
@@ -171,15 +192,27 @@ class Feed:
                     break
             else:
                 return
-        if not self._lock.acquire(blocking=self.task.finished):
+        if not self._lock.acquire(blocking=False) and not (self.task.finished and self._acquire(deadline)):
             return
-        self._deliverer = threading.get_ident()
+        outer = here.telling
+        here.telling = (*outer, self)
+        self._telling = True
         try:
             while self._deliver_once():
                 pass
         finally:
-            self._deliverer = None
+            self._telling = False
+            here.telling = outer
             self._lock.release()
+
+    def _acquire(self, deadline: float | None) -> bool:
+        """Acquire the lock, but not from a thread whose callback waits itself: that may be for what the current one does."""
+        for pause in waiting(None if deadline is None else deadline - monotonic()):
+            if self.held_up:
+                return False
+            if self._lock.acquire(timeout=pause):
+                return True
+        return False
 
     def _deliver_once(self) -> bool:
         """Whether the task ended meanwhile, so that there is more to deliver."""
@@ -189,24 +222,32 @@ class Feed:
             return True
         self._due = monotonic() + self.task.interval
         if finished:
-            while listeners := tuple(self._listeners):
-                for listener in listeners:
-                    try:
-                        self._listeners.remove(listener)  # before the call: once is once, whatever the callback does
-                        _tell(listener, state, True)
-                    except ValueError:  # of `remove`: somebody else was faster
-                        pass
-                    except BaseException:
-                        # Ctrl-C, perhaps before the call, and nobody would ever close this bar. It may be told twice; not so
-                        # a callback, which may have raised this itself.
-                        if not isinstance(listener, Callback):
-                            self._listeners.insert(0, listener)
-                        raise
+            self._conclude(state)
             return False
         for listener in tuple(self._listeners):
             if listener in self._listeners:
                 _tell(listener, state, False)
         return self.task.finished
+
+    def _conclude(self, state: ProgressState) -> None:
+        known = self._listeners.copy()
+        while listeners := tuple(self._listeners):
+            for listener in listeners:
+                try:
+                    self._listeners.remove(listener)  # before the call: once is once, whatever the callback does
+                    if listener not in known:  # added by a callback
+                        if isinstance(listener, Callback) and any(listener.calls_like(other) for other in known):
+                            continue  # and by itself: it would never end
+                        known.append(listener)
+                    _tell(listener, state, True)
+                except ValueError:  # of `remove`: somebody else was faster
+                    pass
+                except BaseException:
+                    # Ctrl-C, perhaps before the call, and nobody would ever close this bar. It may be told twice; not so
+                    # a callback, which may have raised this itself.
+                    if not isinstance(listener, Callback):
+                        self._listeners.insert(0, listener)
+                    raise
 
     def close_bars(self) -> None:
         """Have all that is shown end as it stands; the callbacks are still to be told the end."""
@@ -235,31 +276,35 @@ class Board:
         self.ended: dict[Feed, None] = {}  # in order
         self.watched = False  # whether there ever was a feed: most calls of `pump` come where there is none
         self.cancelling = False  # set once, when everything on the executor is to stop
+        self.manager: int | None = None  # the thread in which all its futures end, if there is such a one
 
-    def pump(self, everyone: bool = False, waited_for: Container[Source] = ()) -> None:
+    def pump(self, everyone: bool = False, waited_for: Container[Source] = (), deadline: float | None = 0.0) -> None:
         """Deliver what this thread is to deliver. Pending tasks cost nothing, running ones without callbacks next to it.
 
-        `everyone` is for the thread that leaves the executor: what has ended is told now, whoever watched it.
+        `everyone` is for the thread that leaves the executor: what has ended is told now, whoever watched it. The final
+        states of these, or of those that are `waited_for`, are told on return, but for what another thread has not told
+        before `deadline`.
         """
         if not self.watched:
             return
         thread = threading.get_ident()
         try:
-            for feed in self.ended.copy():
-                if everyone or feed.driven_by(thread, feed.task in waited_for):
-                    self._conclude(feed)
             for source in (*self.running.copy(), *self.groups.copy()):  # not tuple(): a task may start meanwhile
                 feed_ = source.feed
                 if feed_ is not None and feed_.driven_by(thread, source in waited_for):
                     feed_.deliver()
+            for feed in self.ended.copy():
+                waits = everyone or feed.task in waited_for
+                if everyone or feed.driven_by(thread, waits) or feed.empty:
+                    self._conclude(feed, deadline if waits else 0.0)
         finally:
             afterwards.run()
 
-    def deliver(self, feed: Feed, now: bool = False) -> None:
+    def deliver(self, feed: Feed, now: bool = False, deadline: float | None = 0.0) -> None:
         """Deliver to one feed what there is; after the final state forget it, unless a callback has added another one."""
         try:
             if feed.task.finished:
-                self._conclude(feed)
+                self._conclude(feed, deadline)
             else:
                 feed.deliver(now)
         finally:
@@ -273,13 +318,15 @@ class Board:
                 feed.close_bars()
         afterwards.run()
 
-    def _conclude(self, feed: Feed) -> None:
+    def _conclude(self, feed: Feed, deadline: float | None) -> None:
         try:
-            self.ended.pop(feed, None)  # first: a callback that is added meanwhile puts it back
-            feed.deliver()
+            feed.deliver(deadline=deadline)
         finally:
-            if not feed.empty:
-                self.ended[feed] = None
+            if feed.empty:
+                for board in feed.task.boards:
+                    board.ended.pop(feed, None)
+                    if not feed.empty:  # somebody has added a callback meanwhile
+                        board.ended[feed] = None
 
 
 class Ticker:
@@ -402,27 +449,43 @@ class DeliveringEvent(threading.Event):
             bisect.insort(self._lazy, task, key=lambda task: task.number)
 
     def wait(self, timeout: float | None = None) -> bool:
+        deadline = None if timeout is None else monotonic() + timeout
+        if not self.is_set():
+            check_waiting(self._boards)
         for pause in waiting(timeout):
             if self._lazy and not self.is_set():
                 self._lazy.pop(0).run_here()
                 pause = 0
-            self._pump()
+            self._pump(0.0)
             if super().wait(pause):
-                self._pump()
+                self._pump(deadline)
                 break
         return self.is_set()
 
-    def _pump(self) -> None:
+    def _pump(self, deadline: float | None) -> None:
         for board in self._boards:
-            board.pump(waited_for=self._tasks)
+            board.pump(waited_for=self._tasks, deadline=deadline)
+
+
+def check_waiting(boards: Iterable[Board]) -> None:
+    """RuntimeError in a done callback that would wait for what ends only when it has returned."""
+    if here.calling_back and any(board.manager == threading.get_ident() for board in boards):
+        raise RuntimeError("a done callback cannot wait for another future of its own process pool")
 
 
 def waiting(timeout: float | None) -> Iterator[float]:
     """For how long to sleep next while waiting and delivering: never over the interval, the last time 0."""
     deadline = None if timeout is None else monotonic() + timeout
-    while True:
-        left = INTERVAL if deadline is None else deadline - monotonic()
-        if left <= 0:
-            yield 0
-            return
-        yield min(left, INTERVAL)
+    telling = here.telling
+    for feed in telling:
+        feed.held_up += 1
+    try:
+        while True:
+            left = INTERVAL if deadline is None else deadline - monotonic()
+            if left <= 0:
+                yield 0
+                return
+            yield min(left, INTERVAL)
+    finally:
+        for feed in telling:
+            feed.held_up -= 1

@@ -7,11 +7,24 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
 from concurrent.futures import BrokenExecutor, Future, InvalidStateError
-from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
+from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, LOGGER, PENDING, RUNNING
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from . import state as status
-from .delivery import INTERVAL, Callback, DeliveringEvent, Feed, Listener, ProgressCallback, Source, Ticker, waiting
+from .delivery import (
+    INTERVAL,
+    Callback,
+    DeliveringEvent,
+    Feed,
+    Listener,
+    ProgressCallback,
+    Source,
+    Ticker,
+    check_waiting,
+    here,
+    waiting,
+)
 from .interrupts import SigintDeferred
 from .state import ProgressState
 from .tasks import Task
@@ -173,7 +186,7 @@ class ProgressFuture(Future[T], Watchable):  # in this order: else a plain futur
                 return self._state == CANCELLED_AND_NOTIFIED
             self._task.finish(status.CANCELLED)  # first: who sees that the future is cancelled finds the final state
             self._become_cancelled()
-        self._invoke_callbacks()  # type: ignore[attr-defined]
+        self._invoke_callbacks()
         del call
         return True
 
@@ -208,7 +221,7 @@ class ProgressFuture(Future[T], Watchable):  # in this order: else a plain futur
                 if self._state not in UNDONE:
                     raise InvalidStateError(f"{self._state}: {self!r}")
                 self._become_cancelled()
-            self._invoke_callbacks()  # type: ignore[attr-defined]
+            self._invoke_callbacks()
         elif isinstance(exception, BrokenExecutor) and self._state != RUNNING and not self.set_running_or_notify_cancel():
             # Up to 3.12 the manager thread of a broken process pool fails all its work items, the cancelled ones too,
             # and would die here of an InvalidStateError with the futures behind this one never done.
@@ -216,6 +229,27 @@ class ProgressFuture(Future[T], Watchable):  # in this order: else a plain futur
         else:
             self._task.finish(status.DONE if exception is None else status.FAILED)
             super().set_exception(exception)
+
+    def _invoke_callbacks(self) -> None:
+        # The standard library lets through what is no Exception, which ends a thread pool's worker, or the thread in which
+        # all futures of a process pool end: the others would never be done.
+        if not self._done_callbacks:  # type: ignore[attr-defined]
+            return
+        outer, here.calling_back = here.calling_back, True
+        interrupt = None
+        try:
+            for callback in self._done_callbacks:  # type: ignore[attr-defined]
+                try:
+                    callback(self)
+                except BaseException as error:
+                    if not isinstance(error, (KeyboardInterrupt, SystemExit)) or not _in_main_thread():
+                        LOGGER.exception("exception calling callback for %r", self)
+                    else:
+                        interrupt = error  # when all have been called: one of them may wake who waits
+        finally:
+            here.calling_back = outer
+        if interrupt is not None:
+            raise interrupt
 
     # Waiting
 
@@ -246,10 +280,13 @@ class ProgressFuture(Future[T], Watchable):  # in this order: else a plain futur
     def _wait(self, timeout: float | None) -> bool:
         """Whether it is done; then the final state has been told, if that is for this thread to do."""
         task = self._task
+        deadline = None if timeout is None else monotonic() + timeout
         try:
             if self._state in UNDONE:
                 if task.feed is not None and task.feed.delivering_here:
                     raise RuntimeError("a progress callback cannot wait for the future that it watches")
+                if here.calling_back:
+                    check_waiting(task.boards)
                 for pause in waiting(timeout):
                     if task.lazy:
                         task.run_here()
@@ -262,16 +299,16 @@ class ProgressFuture(Future[T], Watchable):  # in this order: else a plain futur
                         if self._state not in UNDONE:
                             break
             done = self._state not in UNDONE  # before the last delivery: what ends after it has not been told
-            self._deliver()
+            self._deliver(deadline)
             return done
         finally:
             self = None  # type: ignore[assignment]
 
-    def _deliver(self) -> None:
+    def _deliver(self, deadline: float | None = 0.0) -> None:
         task = self._task
         feed = task.feed
         if feed is not None and feed.driven_by(threading.get_ident(), waits=True):
-            task.board.deliver(feed)
+            task.board.deliver(feed, deadline=deadline)
 
     # asyncio
 
@@ -384,6 +421,10 @@ class Watch(Coroutine[Any, Any, R]):
     def __await__(self) -> Generator[Any, Any, R]:
         self._awaited = None
         return self._coroutine.__await__()
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 def _current_task() -> "asyncio.Task[Any] | None":

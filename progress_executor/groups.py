@@ -8,9 +8,10 @@ import weakref
 from collections import Counter
 from collections.abc import Coroutine, Generator, Iterable
 from concurrent.futures import Future
+from time import monotonic
 from typing import Any, Generic, TypeVar
 
-from .delivery import INTERVAL, Board, Feed, Listener, Ticker, waiting
+from .delivery import INTERVAL, Board, Feed, Listener, Ticker, check_waiting, waiting
 from .futures import UNDONE, ProgressFuture, Watch, Watchable
 from .state import CANCELLED, DONE, FAILED, PENDING, RUNNING, GroupState, ProgressState
 from .tasks import Task, wake_loop
@@ -187,6 +188,9 @@ class ProgressGroup(Watchable, Generic[T]):
     def _wait(self, timeout: float | None) -> bool:
         if not self.finished and self.feed is not None and self.feed.delivering_here:
             raise RuntimeError("a progress callback cannot wait for the group that it watches")
+        if not self.finished:
+            check_waiting(self.boards)
+        deadline = None if timeout is None else monotonic() + timeout
         waited_for = {self, *self._undone}
         lazy = [task for task in self._undone.copy() if task.lazy]
         if lazy and self.feed is not None:
@@ -200,13 +204,13 @@ class ProgressGroup(Watchable, Generic[T]):
                 if self.finished or self._done.wait(pause):
                     break
         done = self.finished  # before the last delivery: what ends after it has not been told
-        self._pump(waited_for)
+        self._pump(waited_for, deadline)
         self = waited_for = None  # type: ignore[assignment]  # this frame is behind those of lazy tasks: see `result`
         return done
 
-    def _pump(self, waited_for: "set[Any]") -> None:
+    def _pump(self, waited_for: "set[Any]", deadline: float | None = 0.0) -> None:
         for board in self.boards:
-            board.pump(waited_for=waited_for)
+            board.pump(waited_for=waited_for, deadline=deadline)
 
     def check_for_progress(self, interval: float = INTERVAL) -> Coroutine[Any, Any, list[T]]:
         """Await the values of all members, and deliver progress in the running event loop, at most every `interval` seconds.

@@ -459,13 +459,14 @@ def test_cancel_from_many_threads_at_every_moment_ends_in_one_state():
                     assert future.state == {"n": round_ * 10, "total": round_ * 10, "status": "done"}
 
 
-def test_wait_and_as_completed_deliver_the_final_state_before_they_return(pool_kind):
-    for wait in (concurrent.futures.wait, lambda fs: list(concurrent.futures.as_completed(fs))):
-        with make_executor(pool_kind) as executor:
-            future = executor.submit(jobs.count_slowly, 20, 0.001)
-            states = watch(future)
-            wait([future])
-            assert states[-1][1] == {"n": 20, "total": 20, "status": "done"}
+@pytest.mark.parametrize("wait", [concurrent.futures.wait, lambda fs: list(concurrent.futures.as_completed(fs))])
+def test_wait_and_as_completed_deliver_the_final_state_before_they_return(pool_kind, wait, gate):
+    with make_executor(pool_kind) as executor:
+        future = executor.submit(jobs.step_until, gate)
+        states = watch(future)
+        future.add_progress_callback(lambda old, new: open_gate(gate))  # it is not done when the wait begins
+        wait([future])
+        assert states[-1][1] == {"n": future.result(), "total": None, "status": "done"}
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timer here")

@@ -402,6 +402,22 @@ def test_nothing_is_left_of_a_killed_caller(method, caller, tmp_path):
 
 @linux
 @needs_shm
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGQUIT"])
+def test_nothing_is_left_when_the_terminal_ends_the_whole_group(name, method, caller):
+    """SIGHUP comes when its window is closed."""
+    with caller(method) as process:
+        assert process.stdout.readline() == "begun\n"
+        assert process.stdout.readline() == "all run\n"
+        assert segments(process.pid)
+        os.killpg(process.pid, getattr(signal, name))
+        assert process.wait() == -getattr(signal, name)
+        until(lambda: not session(process.pid), "the end of all processes")
+        assert not left_by(process.pid)
+
+
+@linux
+@needs_shm
 def test_workers_of_a_killed_caller_end_though_a_process_that_it_forked_lives_on(caller):
     with caller("fork beside") as process:
         assert process.stdout.readline() == "begun\n"

@@ -11,7 +11,7 @@ from time import sleep
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from ..delivery import Board
+from ..delivery import Board, waiting
 from ..futures import ProgressFuture
 from ..interrupts import SigintDeferred
 from ..tasks import Call
@@ -90,7 +90,7 @@ class ProgressExecutor(Executor):
                 break
             self._board.pump()
             sleep(pause)
-        self._board.pump(everyone=True)
+        self._board.pump(everyone=True, deadline=None)
 
     def _try_to_end(self) -> bool:
         # The standard library's own waiting delivers nothing, and up to 3.12 a thread whose join() was interrupted by
@@ -167,7 +167,7 @@ class ProgressExecutor(Executor):
 def _pauses() -> Iterator[float]:
     """For how long to sleep between two looks at what has to end: a thousandth of a second, soon a fiftieth."""
     pause = 0.001
-    while True:
+    for _ in waiting(None):
         yield pause
         pause = min(pause * 1.5, 0.02)
 

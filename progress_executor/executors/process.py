@@ -32,7 +32,7 @@ from time import time
 from typing import Any, TypeVar
 
 from .._speedups import Updater
-from ..arena import Arena, Segment
+from ..arena import Arena, Segment, start_tracker
 from ..delivery import Board
 from ..futures import ProgressFuture
 from ..interrupts import SigintDeferred
@@ -320,6 +320,7 @@ class ProcessPoolProgressExecutor(ProgressExecutor, ProcessPoolExecutor):
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
         with SigintDeferred():  # a semaphore that the resource tracker has not heard of would stay for ever
+            start_tracker()
             try:
                 ProcessPoolExecutor.__init__(self, max_workers, mp_context, max_tasks_per_child=max_tasks_per_child)
             except OSError as error:
@@ -385,6 +386,7 @@ class ProcessPoolProgressExecutor(ProgressExecutor, ProcessPoolExecutor):
             # Its end is the end of the pool, also when nobody waits for it or the executor is simply dropped.
             manager: Any = self._executor_manager_thread
             self._manager = weakref.ref(manager)
+            self._board.manager = manager.ident
             weakref.finalize(manager, self._arena.close)
 
     def _leave(self) -> None:

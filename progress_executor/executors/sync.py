@@ -55,6 +55,8 @@ class SyncTask(Task):
                 future.set_exception(asyncio.CancelledError())
             raise
         except BaseException as error:
+            if future.done():  # it is a done callback's
+                raise
             future.set_exception(error)
             # The traceback holds this frame: break the cycle.
             future = None
@@ -151,7 +153,7 @@ class SyncProgressExecutor(ProgressExecutor):
 
     def _leave(self) -> None:
         self._shut_down(wait=True)
-        self._board.pump(everyone=True)
+        self._board.pump(everyone=True, deadline=None)
 
     def _shut_down(self, wait: bool) -> None:
         self._closed = True

@@ -1,0 +1,448 @@
+"""Callbacks that raise, dawdle, wait, cancel, submit, come and go: no task, future or other callback is harmed."""
+
+import asyncio
+import concurrent.futures
+import logging
+import threading
+
+import pytest
+
+from progress_executor import ProcessPoolProgressExecutor, ProgressGroup, SyncProgressExecutor, ThreadPoolProgressExecutor
+
+from . import jobs
+from .conftest import CONCURRENT, DEADLINE, make_executor, open_gate, until
+from .test_futures import watch
+
+MILD = [RuntimeError, asyncio.CancelledError, concurrent.futures.CancelledError, GeneratorExit]
+"""What a progress callback may raise, to be logged."""
+STOPPING = [KeyboardInterrupt, SystemExit]
+"""What is for who waits."""
+
+
+def raiser(error):
+    def fn(*args):
+        raise error("of a callback")
+
+    return fn
+
+
+class Aside:
+    """Calls `fn` in a thread that cannot keep the tests from ending."""
+
+    def __init__(self, fn):
+        self._fn = fn
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self):
+        try:
+            self._value = self._fn()
+        except BaseException as error:
+            self._value = error
+
+    @property
+    def running(self):
+        return self._thread.is_alive()
+
+    @property
+    def value(self):
+        """What `fn` returned or raised."""
+        self._thread.join(DEADLINE)
+        assert not self._thread.is_alive(), "a dead-lock"
+        return self._value
+
+
+# That raise
+
+
+@pytest.mark.parametrize("error", MILD)
+def test_whatever_mild_a_progress_callback_raises_is_logged_and_harms_nobody(executor, error, gate, caplog):
+    future = executor.submit(jobs.step_until, gate)
+    future.add_progress_callback(raiser(error))
+    states = watch(future)
+    future.add_progress_callback(lambda old, new: open_gate(gate))
+    with caplog.at_level(logging.ERROR, "progress_executor"):
+        n = future.result()
+    assert states[-1][1] == {"n": n, "total": None, "status": "done"}
+    assert caplog.text.count("of a callback\n") >= 2  # while running, and with the final state
+
+
+@pytest.mark.parametrize("error", STOPPING)
+@pytest.mark.parametrize("kind", CONCURRENT)
+def test_an_interrupt_of_a_progress_callback_is_raised_where_it_waits_and_the_task_goes_on(kind, error, gate):
+    with make_executor(kind) as executor:
+        future = executor.submit(jobs.step_until, gate)
+        future.add_progress_callback(raiser(error))
+        states = watch(future)
+        with pytest.raises(error):
+            future.result()
+        assert not future.done()
+        assert not future.cancel_requested()
+        open_gate(gate)
+        until(future.done)
+        with pytest.raises(error):  # with the final state
+            future.result()
+        assert future.result() == future.state["n"]  # the callback is gone, the other one told
+        assert [new["status"] for old, new in states] == ["done"]
+
+
+@pytest.mark.parametrize("error", STOPPING)
+def test_an_interrupt_of_a_progress_callback_loses_no_final_state_of_others(executor, error):
+    future = executor.submit(jobs.count, 3)
+    with pytest.raises(error):
+        future.add_progress_callback(lambda old, new: new["status"] == "done" and raiser(error)())
+        states = watch(future)
+        future.result()
+    executor.shutdown()
+    assert [new["status"] for old, new in states].count("done") == 1
+    assert future.result() == 3
+
+
+@pytest.mark.parametrize("error", [*MILD, *STOPPING])
+@pytest.mark.parametrize("kind", CONCURRENT)
+def test_whatever_a_done_callback_raises_in_a_pool_is_logged_and_the_pool_works_on(kind, error, gate, caplog):
+    with make_executor(kind, 1) as executor:
+        future = executor.submit(jobs.step_until, gate)
+        called = []
+        future.add_done_callback(raiser(error))
+        future.add_done_callback(called.append)
+        following = [executor.submit(jobs.count, 3) for _ in range(5)]
+        open_gate(gate)
+        assert [future.result(DEADLINE) for future in following] == [3] * 5
+        assert executor.submit(jobs.add, 1).result(DEADLINE) == 2
+        assert called == [future]
+    assert "of a callback" in caplog.text
+
+
+@pytest.mark.parametrize("error", MILD)
+def test_whatever_mild_a_done_callback_of_a_sync_task_raises_is_logged(error, caplog):
+    with SyncProgressExecutor() as executor:
+        future, failing = executor.submit(jobs.count, 3), executor.submit(jobs.fail)
+        called = []
+        for each in (future, failing):
+            each.add_done_callback(raiser(error))
+            each.add_done_callback(called.append)
+        assert future.result() == 3
+        assert isinstance(failing.exception(), ValueError)
+        assert called == [future, failing]
+    assert caplog.text.count("of a callback\n") >= 2
+
+
+@pytest.mark.parametrize("error", STOPPING)
+def test_an_interrupt_of_a_done_callback_is_raised_in_the_main_thread_with_all_others_called(error, gate):
+    with SyncProgressExecutor() as executor, ThreadPoolProgressExecutor(1) as pool:
+        ran, pending = executor.submit(jobs.count, 3), [pool.submit(jobs.wait_for, gate) for _ in range(2)][1]
+        called = []
+        for future, act in ((ran, ran.result), (pending, pending.cancel)):
+            future.add_done_callback(raiser(error))
+            future.add_done_callback(called.append)
+            with pytest.raises(error):
+                act()
+        assert called == [ran, pending]
+        assert ran.result() == 3
+        assert pending.cancelled()
+        open_gate(gate)
+
+
+# That dawdle
+
+
+@pytest.mark.parametrize("kind", CONCURRENT)
+def test_a_slow_callback_slows_no_task_and_is_then_given_the_newest_state(kind, gate, tmp_path):
+    finished = tmp_path / "finished"
+    with make_executor(kind) as executor, make_executor("thread", 1) as other:
+        future = executor.submit(jobs.chatter, gate, str(finished))
+        neighbour = executor.submit(jobs.count, 1000)
+        elsewhere = other.submit(jobs.count, 1000)
+        states, left = [], []
+
+        def dawdle(old, new):
+            states.append((old, new))
+            if len(states) == 1:
+                until(lambda: future.state["n"] > new["n"] + 200, "further progress")
+                until(neighbour.done)
+                until(elsewhere.done)
+                left.append(future.state["n"])
+            elif len(states) == 2:
+                open_gate(gate)
+
+        future.add_progress_callback(dawdle)
+        future.result()
+        assert finished.exists()
+    assert states[1][0] == states[0][1]
+    assert states[1][1]["n"] >= left[0]  # the newest, and none of those in between
+    assert states[-1][1]["status"] == "done"
+
+
+# That wait
+
+
+@pytest.mark.parametrize("kind", CONCURRENT)
+def test_a_callback_that_waits_for_its_own_running_future_is_told_so(kind, gate, caplog):
+    with make_executor(kind) as executor:
+        future = executor.submit(jobs.step_until, gate)
+        future.add_progress_callback(lambda old, new: future.result())
+        future.add_progress_callback(lambda old, new: future.exception(timeout=DEADLINE))
+        future.add_progress_callback(lambda old, new: open_gate(gate))
+        assert future.result(DEADLINE) == future.state["n"]
+    assert caplog.text.count("cannot wait for the future that it watches") >= 2
+
+
+def test_a_callback_finds_the_result_of_its_own_future_with_the_final_state(executor):
+    future = executor.submit(jobs.count, 3)
+    group = ProgressGroup([future])
+    results = []
+    for get in (future.result, future.exception, group.result, lambda: list(concurrent.futures.as_completed([future]))):
+        future.add_progress_callback(lambda old, new, get=get: new["status"] == "done" and results.append(get()))
+        group.add_progress_callback(lambda old, new, get=get: new["status"] == "done" and results.append(get()))
+    future.add_done_callback(lambda future: results.append(future.result()))
+    until(lambda: future.result() and len(results) == 9)
+    assert [results.count(value) for value in (3, None, [3], [future])] == [3, 2, 2, 2]
+
+
+def test_a_callback_may_wait_for_another_future_and_for_a_group(executor):
+    first = executor.submit(jobs.count, 3)
+    others = [executor.submit(jobs.count, n) for n in range(4)]
+    results = []
+    first.add_progress_callback(
+        lambda old, new: new["status"] == "done" and results.append((others[1].result(), ProgressGroup(others).result()))
+    )
+    seen = [watch(future) for future in others]
+    assert first.result() == 3
+    assert results == [(1, [0, 1, 2, 3])]
+    assert [states[-1][1]["status"] for states in seen] == ["done"] * 4
+
+
+def test_a_sync_callback_that_waits_for_a_group_with_its_own_future_is_told_so(caplog):
+    with SyncProgressExecutor() as executor:
+        future = executor.submit(jobs.count, 3)
+        group = ProgressGroup([future, executor.submit(jobs.count, 4)])
+        future.add_progress_callback(lambda old, new: new["status"] != "done" and group.result())
+        assert group.result() == [3, 4]
+    assert "RuntimeError" in caplog.text
+
+
+@pytest.mark.parametrize("done", [False, True])
+@pytest.mark.parametrize("timeout", [None, 0.05])
+@pytest.mark.parametrize("kind", CONCURRENT)
+def test_callbacks_that_wait_for_each_others_futures_do_not_dead_lock(kind, timeout, done, gate):
+    """In two threads, each in a callback of the one future, waiting for the other; they have ended already, or end then."""
+    with make_executor(kind) as executor:
+        futures = [executor.submit(jobs.step_until, gate) for _ in range(2)]
+        meet = threading.Barrier(2, timeout=DEADLINE)
+        results, states = [], []
+
+        def wait_for_other(future, other):
+            def callback(old, new):
+                if not results and (not done or new["status"] == "done"):
+                    meet.wait()
+                    open_gate(gate)
+                    try:
+                        results.append(other.result(timeout))
+                    except TimeoutError:
+                        results.append("too late")
+
+            future.add_progress_callback(callback)
+            states.append(watch(future))
+            return future.result()
+
+        if done:
+            open_gate(gate)
+            concurrent.futures.wait(futures)
+        pairs = [futures, futures[::-1]]
+        threads = [Aside(lambda pair=pair: wait_for_other(*pair)) for pair in pairs]
+        values = [thread.value for thread in threads]
+        assert values == [future.result() for future in futures]
+        assert len(results) == 2
+        assert timeout is not None or sorted(results) == sorted(values)
+    assert [[new["status"] for _, new in each].count("done") for each in states] == [1, 1]
+    assert not executor._board.ended
+
+
+def test_a_task_that_waits_for_a_future_whose_callback_waits_for_the_task_does_not_dead_lock():
+    with ThreadPoolProgressExecutor(2) as executor:
+        first = executor.submit(jobs.count, 3)
+        told, go = threading.Event(), threading.Event()
+
+        def second_task():
+            told.wait(DEADLINE)
+            go.set()
+            return first.result()
+
+        second = executor.submit(second_task)
+
+        def callback(old, new):
+            told.set()
+            go.wait(DEADLINE)
+            assert second.result(DEADLINE) == 3
+
+        first.add_progress_callback(callback)
+        assert Aside(first.result).value == 3
+        assert second.result(0) == 3
+
+
+@pytest.mark.parametrize("leave", [False, True])
+def test_who_waits_returns_when_another_thread_has_told_the_final_state(leave):
+    executor = ThreadPoolProgressExecutor(1)
+    future = executor.submit(jobs.count, 3)
+    telling, go, told = threading.Event(), threading.Event(), []
+
+    def dawdle(old, new):
+        if new["status"] == "done":
+            telling.set()
+            go.wait(DEADLINE)
+            told.append(new)
+
+    future.add_progress_callback(dawdle)
+    first = Aside(future.result)
+    assert telling.wait(DEADLINE)
+    try:
+        assert future.result(timeout=0.05) == 3  # a result that is there is no TimeoutError
+        group = ProgressGroup([future])
+        assert group.result(timeout=0.05) == [3]
+        assert not told
+        second = Aside(lambda: (executor.shutdown() if leave else future.result(), tuple(told))[1])
+        second._thread.join(0.2)
+        assert second.running
+    finally:
+        go.set()
+    assert len(second.value) == 1
+    assert first.value == 3
+    executor.shutdown()
+
+
+@pytest.mark.parametrize("kind", CONCURRENT)
+def test_a_done_callback_that_asks_for_the_result_delivers_nothing_in_its_worker(kind, gate):
+    with make_executor(kind) as executor:
+        future = executor.submit(jobs.step_until, gate)
+        threads, results = [], []
+        future.add_progress_callback(lambda old, new: threads.append(threading.get_ident()))
+        future.add_done_callback(lambda future: results.append(future.result()))
+        future.add_done_callback(lambda future: concurrent.futures.wait([future]))
+        open_gate(gate)
+        until(lambda: results)
+        assert not threads
+        future.result()
+        assert threads == [threading.get_ident()]
+        assert results == [future.result()]
+
+
+def test_a_done_callback_of_a_process_pool_that_waits_for_another_future_is_told_so(gate, tmp_path, caplog):
+    with ProcessPoolProgressExecutor(2) as executor, ThreadPoolProgressExecutor(1) as threads:
+        other = executor.submit(jobs.step_until, gate)
+        first = executor.submit(jobs.step_until, str(tmp_path / "first"))
+        waits = [
+            other.result,
+            other.exception,
+            ProgressGroup([other]).result,
+            lambda: concurrent.futures.wait([other]),
+            lambda: list(concurrent.futures.as_completed([other])),
+        ]
+        called = []
+        for wait in waits:
+            first.add_done_callback(lambda _, wait=wait: wait())
+        first.add_done_callback(lambda _: called.append(threads.submit(jobs.count, 3).result()))  # of another, it can
+        open_gate(tmp_path / "first")
+        until(lambda: called)
+        assert not other.done()
+        open_gate(gate)
+        assert other.result(DEADLINE) == other.state["n"]
+    assert caplog.text.count("a done callback cannot wait for another future of its own process pool\n") == len(waits)
+
+
+def test_nested_waits_leave_no_feed_behind(pool):
+    """On the board's list of what is to be told, where it would stay while only others are waited for."""
+    futures = [pool.submit(jobs.count, n) for n in range(4)]
+    group = ProgressGroup(futures)
+    for awaited in (*futures, group):
+        for waited_for in (awaited, *futures):
+            awaited.add_progress_callback(lambda old, new, it=waited_for: it.result())
+        watch(awaited)  # in whose place the first ones put it back
+    until(group.done)
+    for future in futures:
+        future.result()
+        assert future._task.feed not in pool._board.ended
+    assert group.result() == [0, 1, 2, 3]
+    assert not pool._board.ended
+
+
+# That come and go, cancel and submit
+
+
+def test_a_callback_may_remove_itself_and_one_that_comes_after_it(executor, gate):
+    future = executor.submit(jobs.step_until, gate)
+    calls = []
+
+    def first(old, new):
+        calls.append("first")
+        future.remove_progress_callback(first)
+        future.remove_progress_callback(second)
+
+    def second(old, new):
+        calls.append("second")
+
+    def third(old, new):
+        calls.append("third")
+        open_gate(gate)
+
+    for fn in (first, second, third):
+        future.add_progress_callback(fn)
+    future.result()
+    assert calls.count("first") == 1
+    assert "second" not in calls
+    assert calls.count("third") >= 2
+
+
+def test_callbacks_that_add_themselves_back_are_told_the_final_state_once(executor):
+    future = executor.submit(jobs.count, 3)
+    calls = []
+
+    def ping(old, new):
+        if new["status"] == "done":
+            calls.append("ping")
+            future.add_progress_callback(ping)
+            future.add_progress_callback(pong)
+
+    def pong(old, new):
+        if new["status"] == "done":
+            calls.append("pong")
+            future.add_progress_callback(ping)
+
+    future.add_progress_callback(ping)
+    assert future.result() == 3
+    executor.shutdown()
+    assert calls == ["ping", "pong"]
+
+
+def test_callbacks_may_submit_to_their_own_executor(executor):
+    futures = []
+
+    def submit_another(future):
+        if len(futures) < 20:
+            submit(future.result())
+
+    def submit(n):
+        futures.append(executor.submit(jobs.add, n))
+        futures[-1].add_done_callback(submit_another)
+
+    first = executor.submit(jobs.count, 3)
+    first.add_progress_callback(lambda old, new: new["status"] == "done" and submit(0))
+    first.result()
+    until(lambda: futures[-1].result(DEADLINE) == 20)
+    assert [future.result() for future in futures] == list(range(1, 21))
+
+
+def test_callbacks_may_cancel_other_futures(pool, gate):
+    first, running, pending = (pool.submit(jobs.step_until, gate) for _ in range(3))
+    until(lambda: first.state["n"] and running.state["n"])
+    seen = [watch(future) for future in (running, pending)]
+    first.add_progress_callback(lambda old, new: running.cancel() and pending.cancel() and open_gate(gate))
+    cancelled_by_done_callback = pool.submit(jobs.step_until, gate)
+    running.add_done_callback(lambda _: cancelled_by_done_callback.cancel())
+    assert first.result() == first.state["n"]
+    concurrent.futures.wait([running, pending, cancelled_by_done_callback])
+    assert pending.cancelled()
+    assert cancelled_by_done_callback.done()
+    pool.shutdown()
+    assert seen[1][-1][1]["status"] == "cancelled"
+    assert [new["status"] for _, new in seen[0]][-1] == running.state["status"]
