@@ -60,6 +60,7 @@ class TqdmBar:
         self._drawn_at = -inf  # not 0: where the machine was started a moment ago, that is just now
         if "now" in self._triggers:
             self._open()
+            self.tell(watched.state, False)  # nobody else does while it is pending
 
     def tell(self, state: ProgressState, ended: bool) -> None:
         """Take over a state; called at every delivery, whether it has changed or not."""

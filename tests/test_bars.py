@@ -55,6 +55,13 @@ def test_a_bar_is_made_now_and_ends_with_the_final_state(executor, bars):
     assert bar.closed == 1
 
 
+def test_a_pending_bar_says_so(pool, bars, gate):
+    for _ in range(5):
+        pool.submit(jobs.wait_for, gate)
+    pool.submit(jobs.count, 10).add_tqdm_callback(RecordedBar)
+    assert bars[0].shown == [(0, None, "pending")]
+
+
 def test_a_bar_is_made_when_the_task_runs(pool, bars, gate):
     blockers = [pool.submit(jobs.wait_for, gate) for _ in range(2)]
     future = pool.submit(jobs.count, 10)
