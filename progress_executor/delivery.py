@@ -15,6 +15,7 @@ from collections.abc import Callable, Container, Iterable, Iterator
 from time import monotonic
 from typing import Any, Protocol
 
+from .interrupts import SafeCondition
 from .state import PENDING, ProgressState
 
 INTERVAL = 0.1
@@ -74,18 +75,20 @@ class Watched(Protocol):
 class Callback:
     """The listener that calls `fn(old_state, new_state)` when the state has changed."""
 
-    __slots__ = ("_told", "fn")
+    __slots__ = ("_told", "called_last", "fn")
 
     hidden = False
 
     def __init__(self, fn: ProgressCallback) -> None:
         self.fn = fn
         self._told = ProgressState(n=0, total=None, status=PENDING)
+        self.called_last = False
 
     def tell(self, state: ProgressState, ended: bool) -> None:
         if ended or state != self._told:
-            old, self._told = self._told, state.copy()
-            self.fn(old, state.copy())
+            old, self._told, new = self._told, state.copy(), state.copy()
+            self.called_last = ended
+            self.fn(old, new)
 
     def calls_like(self, other: Listener) -> bool:
         """Whether `other` calls the same function."""
@@ -117,17 +120,6 @@ class _Afterwards(threading.local):
 afterwards = _Afterwards()
 
 
-class _Here(threading.local):
-    """What the current thread is in the midst of."""
-
-    def __init__(self) -> None:
-        self.telling: tuple[Feed, ...] = ()  # one is in another if a callback waits for something
-        self.calling_back = False  # done callbacks, which run where a task ends
-
-
-here = _Here()
-
-
 class Feed:
     """The listeners of one future, or of one group."""
 
@@ -136,8 +128,7 @@ class Feed:
         self.settle_here()
         self._listeners: list[Listener] = []
         self._lock = threading.RLock()  # a signal handler may wait for something, too
-        self._telling = False
-        self.held_up = 0  # how often a callback waits for something
+        self._deliverer: int | None = None
         self._due = 0.0
 
     def settle_here(self) -> None:
@@ -158,29 +149,27 @@ class Feed:
     @property
     def empty(self) -> bool:
         """Whether there is nobody to tell; after the end, whether everybody has been told."""
-        return not self._listeners and not self._telling
+        return not self._listeners and self._deliverer is None
 
     @property
     def delivering_here(self) -> bool:
         """Whether this is called from one of the callbacks."""
-        return self in here.telling
+        return self._deliverer == threading.get_ident()
 
     def driven_by(self, thread: int, waits: bool = False) -> bool:
         """Whether this `thread` is to deliver: a running loop that watches comes first, then who waits, then the home.
 
-        When that thread has ended, it is whoever waits for anything on the executor. In a done callback, which asks for a
-        result that is there, a worker does not wait.
+        When that thread has ended, it is whoever waits for anything on the executor.
         """
         ticker = self.task.ticker
         if ticker is not None and ticker.running:
             return ticker.thread == thread
-        waits = (waits or not self._home_thread.is_alive()) and not here.calling_back
-        return waits or self._home == thread
+        return waits or self._home == thread or not self._home_thread.is_alive()
 
-    def deliver(self, now: bool = False, deadline: float | None = 0.0) -> None:
+    def deliver(self, now: bool = False) -> None:
         """Call the callbacks with what changed: once per interval, or `now`; the final state at once, and once only.
 
-        If another thread is telling the final state, wait until it has, or until `deadline` (None: for as long as it takes).
+        Not if another thread does: one of the callbacks there may be waiting for what the current thread is to do next.
         """
         if self.delivering_here:  # a callback waits for something; the delivery around it looks again when it is back
             return
@@ -192,27 +181,15 @@ class Feed:
                     break
             else:
                 return
-        if not self._lock.acquire(blocking=False) and not (self.task.finished and self._acquire(deadline)):
-            return
-        outer = here.telling
-        here.telling = (*outer, self)
-        self._telling = True
         try:
-            while self._deliver_once():
-                pass
+            if self._lock.acquire(blocking=False):
+                self._deliverer = threading.get_ident()
+                while self._deliver_once():
+                    pass
         finally:
-            self._telling = False
-            here.telling = outer
-            self._lock.release()
-
-    def _acquire(self, deadline: float | None) -> bool:
-        """Acquire the lock, but not from a thread whose callback waits itself: that may be for what the current one does."""
-        for pause in waiting(None if deadline is None else deadline - monotonic()):
-            if self.held_up:
-                return False
-            if self._lock.acquire(timeout=pause):
-                return True
-        return False
+            if self._lock._is_owned():  # type: ignore[attr-defined]  # not as `acquire` says: Ctrl-C may come as it returns
+                self._deliverer = None
+                self._lock.release()
 
     def _deliver_once(self) -> bool:
         """Whether the task ended meanwhile, so that there is more to deliver."""
@@ -245,7 +222,7 @@ class Feed:
                 except BaseException:
                     # Ctrl-C, perhaps before the call, and nobody would ever close this bar. It may be told twice; not so
                     # a callback, which may have raised this itself.
-                    if not isinstance(listener, Callback):
+                    if not isinstance(listener, Callback) or not listener.called_last:
                         self._listeners.insert(0, listener)
                     raise
 
@@ -276,14 +253,11 @@ class Board:
         self.ended: dict[Feed, None] = {}  # in order
         self.watched = False  # whether there ever was a feed: most calls of `pump` come where there is none
         self.cancelling = False  # set once, when everything on the executor is to stop
-        self.manager: int | None = None  # the thread in which all its futures end, if there is such a one
 
-    def pump(self, everyone: bool = False, waited_for: Container[Source] = (), deadline: float | None = 0.0) -> None:
+    def pump(self, everyone: bool = False, waited_for: Container[Source] = ()) -> None:
         """Deliver what this thread is to deliver. Pending tasks cost nothing, running ones without callbacks next to it.
 
-        `everyone` is for the thread that leaves the executor: what has ended is told now, whoever watched it. The final
-        states of these, or of those that are `waited_for`, are told on return, but for what another thread has not told
-        before `deadline`.
+        `everyone` is for the thread that leaves the executor: what has ended is told now, whoever watched it.
         """
         if not self.watched:
             return
@@ -294,17 +268,16 @@ class Board:
                 if feed_ is not None and feed_.driven_by(thread, source in waited_for):
                     feed_.deliver()
             for feed in self.ended.copy():
-                waits = everyone or feed.task in waited_for
-                if everyone or feed.driven_by(thread, waits) or feed.empty:
-                    self._conclude(feed, deadline if waits else 0.0)
+                if everyone or feed.driven_by(thread, feed.task in waited_for) or feed.empty:
+                    self._conclude(feed)
         finally:
             afterwards.run()
 
-    def deliver(self, feed: Feed, now: bool = False, deadline: float | None = 0.0) -> None:
+    def deliver(self, feed: Feed, now: bool = False) -> None:
         """Deliver to one feed what there is; after the final state forget it, unless a callback has added another one."""
         try:
             if feed.task.finished:
-                self._conclude(feed, deadline)
+                self._conclude(feed)
             else:
                 feed.deliver(now)
         finally:
@@ -318,9 +291,9 @@ class Board:
                 feed.close_bars()
         afterwards.run()
 
-    def _conclude(self, feed: Feed, deadline: float | None) -> None:
+    def _conclude(self, feed: Feed) -> None:
         try:
-            feed.deliver(deadline=deadline)
+            feed.deliver()
         finally:
             if feed.empty:
                 for board in feed.task.boards:
@@ -437,6 +410,7 @@ class DeliveringEvent(threading.Event):
 
     def __init__(self) -> None:
         super().__init__()
+        self._cond = SafeCondition()
         self._tasks: set[Source] = set()
         self._boards: set[Board] = set()
         self._lazy: list[Runnable] = []  # as they were submitted: `wait` has the futures in a set
@@ -449,43 +423,27 @@ class DeliveringEvent(threading.Event):
             bisect.insort(self._lazy, task, key=lambda task: task.number)
 
     def wait(self, timeout: float | None = None) -> bool:
-        deadline = None if timeout is None else monotonic() + timeout
-        if not self.is_set():
-            check_waiting(self._boards)
         for pause in waiting(timeout):
             if self._lazy and not self.is_set():
                 self._lazy.pop(0).run_here()
                 pause = 0
-            self._pump(0.0)
+            self._pump()
             if super().wait(pause):
-                self._pump(deadline)
+                self._pump()
                 break
         return self.is_set()
 
-    def _pump(self, deadline: float | None) -> None:
+    def _pump(self) -> None:
         for board in self._boards:
-            board.pump(waited_for=self._tasks, deadline=deadline)
-
-
-def check_waiting(boards: Iterable[Board]) -> None:
-    """RuntimeError in a done callback that would wait for what ends only when it has returned."""
-    if here.calling_back and any(board.manager == threading.get_ident() for board in boards):
-        raise RuntimeError("a done callback cannot wait for another future of its own process pool")
+            board.pump(waited_for=self._tasks)
 
 
 def waiting(timeout: float | None) -> Iterator[float]:
     """For how long to sleep next while waiting and delivering: never over the interval, the last time 0."""
     deadline = None if timeout is None else monotonic() + timeout
-    telling = here.telling
-    for feed in telling:
-        feed.held_up += 1
-    try:
-        while True:
-            left = INTERVAL if deadline is None else deadline - monotonic()
-            if left <= 0:
-                yield 0
-                return
-            yield min(left, INTERVAL)
-    finally:
-        for feed in telling:
-            feed.held_up -= 1
+    while True:
+        left = INTERVAL if deadline is None else deadline - monotonic()
+        if left <= 0:
+            yield 0
+            return
+        yield min(left, INTERVAL)

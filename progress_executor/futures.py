@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
 from concurrent.futures import BrokenExecutor, Future, InvalidStateError
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, LOGGER, PENDING, RUNNING
-from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from . import state as status
@@ -21,11 +20,9 @@ from .delivery import (
     ProgressCallback,
     Source,
     Ticker,
-    check_waiting,
-    here,
     waiting,
 )
-from .interrupts import SigintDeferred
+from .interrupts import SafeCondition, SigintDeferred
 from .state import ProgressState
 from .tasks import Task
 
@@ -40,6 +37,15 @@ R_co = TypeVar("R_co", covariant=True)
 
 UNDONE = (PENDING, RUNNING)
 """The states of a future that has no outcome yet."""
+
+
+class _CallingBack(threading.local):
+    """Whether the current thread is in a done callback, which is called where the task has ended."""
+
+    now = False
+
+
+_calling_back = _CallingBack()
 
 
 class Watchable:
@@ -110,18 +116,14 @@ class Watchable:
 
     def _add(self, listener: Listener) -> None:
         source = self._source()
-        with _making_a_feed:
-            if source.feed is None:
-                source.feed = Feed(source)
-                for board in source.boards:
-                    board.watched = True
-        source.feed.add(listener)
+        # In one step, and without a lock: somebody else may fork, or a signal handler add a callback, too.
+        feed: Feed = vars(source).setdefault("feed", Feed(source))
+        for board in source.boards:
+            board.watched = True
+        feed.add(listener)
         if source.finished or self.done():  # a task keeps its final state a moment before its future is done
             for board in source.boards:
-                board.ended[source.feed] = None
-
-
-_making_a_feed = threading.RLock()  # a signal handler may add a callback, too
+                board.ended[feed] = None
 
 
 class ProgressFuture(Future[T], Watchable):  # in this order: else a plain future cannot become one
@@ -138,6 +140,7 @@ class ProgressFuture(Future[T], Watchable):  # in this order: else a plain futur
         """Turn the plain future of `task`, which nobody else has seen yet, into one of ours."""
         waiters = future._waiters = _Waiters()
         waiters.task = future._task = task  # type: ignore[attr-defined]
+        future._condition = SafeCondition()
         future.__class__ = cls
         return future  # type: ignore[return-value]
 
@@ -235,7 +238,7 @@ class ProgressFuture(Future[T], Watchable):  # in this order: else a plain futur
         # all futures of a process pool end: the others would never be done.
         if not self._done_callbacks:  # type: ignore[attr-defined]
             return
-        outer, here.calling_back = here.calling_back, True
+        outer, _calling_back.now = _calling_back.now, True
         interrupt = None
         try:
             for callback in self._done_callbacks:  # type: ignore[attr-defined]
@@ -246,10 +249,11 @@ class ProgressFuture(Future[T], Watchable):  # in this order: else a plain futur
                         LOGGER.exception("exception calling callback for %r", self)
                     else:
                         interrupt = error  # when all have been called: one of them may wake who waits
+            if interrupt is not None:
+                raise interrupt
         finally:
-            here.calling_back = outer
-        if interrupt is not None:
-            raise interrupt
+            _calling_back.now = outer
+            self = interrupt = None  # type: ignore[assignment]  # see `result`
 
     # Waiting
 
@@ -280,13 +284,12 @@ class ProgressFuture(Future[T], Watchable):  # in this order: else a plain futur
     def _wait(self, timeout: float | None) -> bool:
         """Whether it is done; then the final state has been told, if that is for this thread to do."""
         task = self._task
-        deadline = None if timeout is None else monotonic() + timeout
+        # In a done callback, who asks for a result that is there does not wait: a worker tells nobody.
+        waits = self._state in UNDONE or not _calling_back.now
         try:
             if self._state in UNDONE:
                 if task.feed is not None and task.feed.delivering_here:
                     raise RuntimeError("a progress callback cannot wait for the future that it watches")
-                if here.calling_back:
-                    check_waiting(task.boards)
                 for pause in waiting(timeout):
                     if task.lazy:
                         task.run_here()
@@ -299,16 +302,16 @@ class ProgressFuture(Future[T], Watchable):  # in this order: else a plain futur
                         if self._state not in UNDONE:
                             break
             done = self._state not in UNDONE  # before the last delivery: what ends after it has not been told
-            self._deliver(deadline)
+            self._deliver(waits)
             return done
         finally:
             self = None  # type: ignore[assignment]
 
-    def _deliver(self, deadline: float | None = 0.0) -> None:
+    def _deliver(self, waits: bool = True) -> None:
         task = self._task
         feed = task.feed
-        if feed is not None and feed.driven_by(threading.get_ident(), waits=True):
-            task.board.deliver(feed, deadline=deadline)
+        if feed is not None and feed.driven_by(threading.get_ident(), waits):
+            task.board.deliver(feed)
 
     # asyncio
 

@@ -8,11 +8,11 @@ import weakref
 from collections import Counter
 from collections.abc import Coroutine, Generator, Iterable
 from concurrent.futures import Future
-from time import monotonic
 from typing import Any, Generic, TypeVar
 
-from .delivery import INTERVAL, Board, Feed, Listener, Ticker, check_waiting, waiting
+from .delivery import INTERVAL, Board, Feed, Listener, Ticker, waiting
 from .futures import UNDONE, ProgressFuture, Watch, Watchable
+from .interrupts import SafeCondition
 from .state import CANCELLED, DONE, FAILED, PENDING, RUNNING, GroupState, ProgressState
 from .tasks import Task, wake_loop
 
@@ -47,7 +47,7 @@ class ProgressGroup(Watchable, Generic[T]):
         self._counted = _Sums()  # of the first ones among those
         self._size = len(self._undone)
         self._lock = threading.RLock()  # a finalizer may ask for the state
-        self._done = threading.Condition()  # not an Event: a signal handler may cancel the last member while this waits
+        self._done = SafeCondition()  # not an Event: a signal handler may cancel the last member while this waits
         self.finished = not self.futures
         self._waiters: list[asyncio.Future[None]] = []
         self.boards = tuple({task.board: None for task in self._undone}) or (Board(),)
@@ -188,9 +188,6 @@ class ProgressGroup(Watchable, Generic[T]):
     def _wait(self, timeout: float | None) -> bool:
         if not self.finished and self.feed is not None and self.feed.delivering_here:
             raise RuntimeError("a progress callback cannot wait for the group that it watches")
-        if not self.finished:
-            check_waiting(self.boards)
-        deadline = None if timeout is None else monotonic() + timeout
         waited_for = {self, *self._undone}
         lazy = [task for task in self._undone.copy() if task.lazy]
         if lazy and self.feed is not None:
@@ -204,13 +201,13 @@ class ProgressGroup(Watchable, Generic[T]):
                 if self.finished or self._done.wait(pause):
                     break
         done = self.finished  # before the last delivery: what ends after it has not been told
-        self._pump(waited_for, deadline)
+        self._pump(waited_for)
         self = waited_for = None  # type: ignore[assignment]  # this frame is behind those of lazy tasks: see `result`
         return done
 
-    def _pump(self, waited_for: "set[Any]", deadline: float | None = 0.0) -> None:
+    def _pump(self, waited_for: "set[Any]") -> None:
         for board in self.boards:
-            board.pump(waited_for=waited_for, deadline=deadline)
+            board.pump(waited_for=waited_for)
 
     def check_for_progress(self, interval: float = INTERVAL) -> Coroutine[Any, Any, list[T]]:
         """Await the values of all members, and deliver progress in the running event loop, at most every `interval` seconds.

@@ -1,8 +1,11 @@
 """Ctrl-C, kept out of where it would leave things half done."""
 
 import _signal  # type: ignore[import-not-found]
+import contextlib
 import signal
 import threading
+from _thread import RLock, allocate_lock, get_ident
+from collections import deque
 from typing import Any
 
 _SIGINT = int(signal.SIGINT)  # as an enumeration it takes twice as long to find
@@ -39,3 +42,66 @@ class SigintDeferred:
                 raise
             if self._noted is not None:
                 self._handler(*self._noted)
+
+
+class _Holding:
+    """Keeps Ctrl-C waiting while the main thread holds locks that it has acquired by themselves, not in a `with` block."""
+
+    def __init__(self) -> None:
+        self._locks = 0
+        self._deferred = SigintDeferred()
+
+    def begin(self) -> None:
+        if threading.get_ident() == threading.main_thread().ident:
+            if not self._locks:
+                self._deferred.__enter__()
+            self._locks += 1
+
+    def end(self) -> None:
+        if threading.get_ident() == threading.main_thread().ident:
+            self._locks -= 1
+            if not self._locks:
+                self._deferred.__exit__()
+
+
+_holding = _Holding()
+
+
+class SafeCondition(RLock, threading.Condition):  # type: ignore[misc]  # it may be inherited from
+    """A condition that Ctrl-C does not leave locked, which would hang whoever notifies it: a pool's threads.
+
+    The standard library's enters and leaves its lock in methods written in Python, and a KeyboardInterrupt often comes there
+    when it is a second one, behind one that has interrupted `wait`. These are the lock's own, in C: between such a call and
+    the block of `with`, or of `try`, no signal is handled.
+    """
+
+    def __init__(self) -> None:
+        self._waiters: deque[Any] = deque()
+
+    # As `concurrent.futures.wait` uses them, on one future after the other.
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        _holding.begin()
+        if super().acquire(blocking, timeout):
+            return True
+        _holding.end()
+        return False
+
+    def release(self) -> None:
+        super().release()
+        _holding.end()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        waiter = allocate_lock()
+        waiter.acquire()
+        self._waiters.append(waiter)
+        notified, held = False, (1, get_ident())
+        try:
+            held = self._release_save()  # type: ignore[attr-defined]
+            notified = waiter.acquire(True, -1 if timeout is None else max(timeout, 0))
+        finally:
+            self._acquire_restore(held)  # type: ignore[attr-defined]  # first, as the lock's own `__exit__` is next
+            if not notified:
+                with contextlib.suppress(ValueError):
+                    self._waiters.remove(waiter)
+        return notified

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from progress_executor import ProcessPoolProgressExecutor, ProgressGroup, SyncProgressExecutor, ThreadPoolProgressExecutor
+from progress_executor import ProgressGroup, SyncProgressExecutor, ThreadPoolProgressExecutor
 
 from . import jobs
 from .conftest import CONCURRENT, DEADLINE, make_executor, open_gate, until
@@ -281,34 +281,21 @@ def test_a_task_that_waits_for_a_future_whose_callback_waits_for_the_task_does_n
         assert second.result(0) == 3
 
 
-@pytest.mark.parametrize("leave", [False, True])
-def test_who_waits_returns_when_another_thread_has_told_the_final_state(leave):
-    executor = ThreadPoolProgressExecutor(1)
-    future = executor.submit(jobs.count, 3)
-    telling, go, told = threading.Event(), threading.Event(), []
-
-    def dawdle(old, new):
-        if new["status"] == "done":
-            telling.set()
-            go.wait(DEADLINE)
-            told.append(new)
-
-    future.add_progress_callback(dawdle)
-    first = Aside(future.result)
-    assert telling.wait(DEADLINE)
-    try:
-        assert future.result(timeout=0.05) == 3  # a result that is there is no TimeoutError
-        group = ProgressGroup([future])
-        assert group.result(timeout=0.05) == [3]
-        assert not told
-        second = Aside(lambda: (executor.shutdown() if leave else future.result(), tuple(told))[1])
-        second._thread.join(0.2)
-        assert second.running
-    finally:
-        go.set()
-    assert len(second.value) == 1
-    assert first.value == 3
-    executor.shutdown()
+@pytest.mark.parametrize("wait", [lambda future: future.result(), lambda future: ProgressGroup([future]).result()[0]])
+def test_a_result_that_is_there_waits_for_no_callback_of_another_thread(wait):
+    """Which may be waiting for what this thread is to do next, in whatever way."""
+    with ThreadPoolProgressExecutor(1) as executor:
+        future = executor.submit(jobs.count, 3)
+        telling, go = threading.Event(), threading.Event()
+        future.add_progress_callback(lambda old, new: (new["status"] == "done" and telling.set()) or go.wait(DEADLINE))
+        first = Aside(future.result)
+        assert telling.wait(DEADLINE)
+        try:
+            assert wait(future) == 3
+            assert first.running
+        finally:
+            go.set()
+        assert first.value == 3
 
 
 @pytest.mark.parametrize("kind", CONCURRENT)
@@ -325,29 +312,6 @@ def test_a_done_callback_that_asks_for_the_result_delivers_nothing_in_its_worker
         future.result()
         assert threads == [threading.get_ident()]
         assert results == [future.result()]
-
-
-def test_a_done_callback_of_a_process_pool_that_waits_for_another_future_is_told_so(gate, tmp_path, caplog):
-    with ProcessPoolProgressExecutor(2) as executor, ThreadPoolProgressExecutor(1) as threads:
-        other = executor.submit(jobs.step_until, gate)
-        first = executor.submit(jobs.step_until, str(tmp_path / "first"))
-        waits = [
-            other.result,
-            other.exception,
-            ProgressGroup([other]).result,
-            lambda: concurrent.futures.wait([other]),
-            lambda: list(concurrent.futures.as_completed([other])),
-        ]
-        called = []
-        for wait in waits:
-            first.add_done_callback(lambda _, wait=wait: wait())
-        first.add_done_callback(lambda _: called.append(threads.submit(jobs.count, 3).result()))  # of another, it can
-        open_gate(tmp_path / "first")
-        until(lambda: called)
-        assert not other.done()
-        open_gate(gate)
-        assert other.result(DEADLINE) == other.state["n"]
-    assert caplog.text.count("a done callback cannot wait for another future of its own process pool\n") == len(waits)
 
 
 def test_nested_waits_leave_no_feed_behind(pool):

@@ -157,3 +157,49 @@ def test_where_shared_memory_is_missing_the_error_says_so():
         before=mounted,
     )
     assert "/dev/shm" in output
+
+
+def test_a_callback_that_ends_the_program_keeps_no_executor_from_telling_the_end():
+    output = run(
+        """
+        def end(old, new):
+            if new["status"] == "done":
+                raise SystemExit(0)
+
+        executors = [make_executor("thread", 1) for _ in range(4)]
+        for number, executor in enumerate(executors):
+            future = executor.submit(jobs.count, 3)
+            if number % 2:
+                future.add_progress_callback(end)
+            future.add_progress_callback(lambda old, new: new["status"] == "done" and print("told", flush=True))
+        """
+    )
+    assert output == 4 * "told\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_child_that_is_forked_beside_threads_that_add_callbacks_may_add_some():
+    run(
+        """
+        sys.setswitchinterval(1e-5)
+        stop = []
+
+        def add():
+            executor = make_executor("sync")
+            while not stop:
+                executor.submit(jobs.count, 3).add_progress_callback(print)
+                executor._futures.clear()
+
+        threads = [threading.Thread(target=add) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for _ in range(20):
+            if not os.fork():
+                future = make_executor("sync").submit(jobs.count, 3)
+                future.add_progress_callback(lambda old, new: None)
+                os._exit(future.result())
+            assert os.waitstatus_to_exitcode(os.wait()[1]) == 3
+        stop.append(True)
+        """,
+        warnings=["-W", "ignore"],
+    )

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sys
+import threading
 import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from time import sleep
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from ..delivery import Board, waiting
+from ..delivery import Board
 from ..futures import ProgressFuture
 from ..interrupts import SigintDeferred
 from ..tasks import Call
@@ -34,6 +35,7 @@ class ProgressExecutor(Executor):
 
     def _set_up(self) -> None:
         self._board = Board()
+        self._inside: int | None = None  # the thread that is in the executor's `with` block
         self._owner = os.getpid()
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> ProgressFuture[T]:
@@ -64,8 +66,9 @@ class ProgressExecutor(Executor):
         try:
             try:
                 self._leave()
-            except KeyboardInterrupt:
-                self._cancel_all()
+            except (KeyboardInterrupt, SystemExit) as error:  # the latter of a callback: the others are still to be told
+                if isinstance(error, KeyboardInterrupt):
+                    self._cancel_all()
                 self._leave()
                 raise
         except KeyboardInterrupt:
@@ -90,7 +93,7 @@ class ProgressExecutor(Executor):
                 break
             self._board.pump()
             sleep(pause)
-        self._board.pump(everyone=True, deadline=None)
+        self._board.pump(everyone=True)
 
     def _try_to_end(self) -> bool:
         # The standard library's own waiting delivers nothing, and up to 3.12 a thread whose join() was interrupted by
@@ -117,7 +120,13 @@ class ProgressExecutor(Executor):
             self._cancel_pending()
 
     def __enter__(self) -> Self:
+        self._inside = threading.get_ident()
         return self
+
+    def __del__(self) -> None:
+        # Ctrl-C may hit `__exit__` before its first line: the block was left, and nobody has waited.
+        if getattr(self, "_inside", None) is not None and self._owner == os.getpid():
+            self._give_up()
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
@@ -129,8 +138,11 @@ class ProgressExecutor(Executor):
         except KeyboardInterrupt:
             self._give_up()
             raise
+        finally:
+            self._inside = None
 
     async def __aenter__(self) -> Self:
+        self._inside = threading.get_ident()
         return self
 
     async def __aexit__(
@@ -146,6 +158,8 @@ class ProgressExecutor(Executor):
         except KeyboardInterrupt:
             self._give_up()
             raise
+        finally:
+            self._inside = None
         if cancelled is not None:
             raise cancelled
 
@@ -167,7 +181,7 @@ class ProgressExecutor(Executor):
 def _pauses() -> Iterator[float]:
     """For how long to sleep between two looks at what has to end: a thousandth of a second, soon a fiftieth."""
     pause = 0.001
-    for _ in waiting(None):
+    while True:
         yield pause
         pause = min(pause * 1.5, 0.02)
 
@@ -186,8 +200,10 @@ def leave_all() -> None:
     interrupted = not hasattr(sys, "ps1") and issubclass(getattr(sys, "last_type", None) or Exception, KeyboardInterrupt)
     for executor in tuple(executors_to_leave):
         try:
-            if interrupted:
+            if interrupted or executor._inside == threading.get_ident():  # see `__del__`
                 executor._cancel_all()
             executor.shutdown()
         except KeyboardInterrupt:
             interrupted = True
+        except SystemExit:  # of a callback
+            pass

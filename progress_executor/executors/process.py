@@ -386,7 +386,6 @@ class ProcessPoolProgressExecutor(ProgressExecutor, ProcessPoolExecutor):
             # Its end is the end of the pool, also when nobody waits for it or the executor is simply dropped.
             manager: Any = self._executor_manager_thread
             self._manager = weakref.ref(manager)
-            self._board.manager = manager.ident
             weakref.finalize(manager, self._arena.close)
 
     def _leave(self) -> None:

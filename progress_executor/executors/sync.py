@@ -153,7 +153,7 @@ class SyncProgressExecutor(ProgressExecutor):
 
     def _leave(self) -> None:
         self._shut_down(wait=True)
-        self._board.pump(everyone=True, deadline=None)
+        self._board.pump(everyone=True)
 
     def _shut_down(self, wait: bool) -> None:
         self._closed = True
