@@ -154,7 +154,7 @@ except BaseException as error:
 """
     with lab.notebook(IMPORTS + cell) as notebook:
         notebook.run(0)
-        notebook.wait_for(lambda bars: "running" in bars.get("two", "") and "2 running" in bars["all"])
+        notebook.wait_for(lambda bars: "running" in bars.get("two", "") and "2 running" in bars.get("all", ""))
         notebook.press_stop()
         notebook.wait_for(
             lambda bars: len(bars) == 5 and all("cancelled" in line and "red" in line for line in bars.values())
