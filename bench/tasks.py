@@ -204,7 +204,7 @@ async def share_of_loop(seconds: float) -> float:
     return statistics.median(shares)
 
 
-@contextlib.contextmanager
+@contextmanager
 def terminal() -> Iterator[TextIO]:
     """A pseudo-terminal of 24 rows on which nobody looks."""
     import pty

@@ -53,6 +53,7 @@ class TqdmBar:
         self._bar: Any = None
         self._watched = watched
         self._screen: _Screen | None = None
+        self._hidden = False
         self._in_file = False
         self._clock: Callable[[], float] | None = None  # tqdm's, while the bar's own stands still
         self._knows_total = False  # from the task
@@ -77,13 +78,18 @@ class TqdmBar:
         self._shown = state
         self._drawn_at = now
 
-    hidden = False
-    """Whether the terminal has no row for it, as the screen last drew it; which asks for the state when it gives it one."""
+    @property
+    def hidden(self) -> bool:
+        """Whether the terminal has no row for it, as the screen last drew it; which asks for the state when it gives one."""
+        if self._hidden and self._screen is not None:
+            afterwards.add(self._screen.draw)  # which looks whether there is one now
+        return self._hidden
 
-    def catch_up(self) -> None:
-        """Take over the state as it is now, unless the final one was."""
+    def place(self, hidden: bool) -> None:
+        """Told by the screen when it draws all bars."""
+        self._hidden = hidden
         bar = self._bar
-        if bar is not None:
+        if not hidden and bar is not None:
             self._take_over(bar, self._watched.state)
 
     @property
@@ -424,9 +430,7 @@ class _Screen:
                 bar.pos = next(free)
             owner = self._ours.get(bar)
             if owner is not None:
-                owner.hidden = _is_hidden(bar)
-                if not owner.hidden:  # it may have been until now
-                    self._try(owner.catch_up)
+                self._try(owner.place, _is_hidden(bar))
             self._try(self._draw, bar)
 
 

@@ -56,8 +56,10 @@ class Runnable(Source, Protocol):
 class Listener(Protocol):
     """Who is told the states of a task: at every delivery, whether they have changed or not, and at last the final one."""
 
-    hidden: bool
-    """Whether it can do without states for now, but for the final one. Asked often, so that nobody has to read them."""
+    @property
+    def hidden(self) -> bool:
+        """Whether it can do without states for now, but for the final one. Asked often, so that nobody has to read them."""
+        ...
 
     def tell(self, state: ProgressState, ended: bool) -> None: ...
 
@@ -157,7 +159,7 @@ class Feed:
         return self._deliverer == threading.get_ident()
 
     def driven_by(self, thread: int, waits: bool = False) -> bool:
-        """Whether this `thread` is to deliver: a running loop that watches comes first, then who waits, then the home.
+        """Whether `thread` is to deliver: a running loop that watches comes first, then who waits, then the home.
 
         When that thread has ended, it is whoever waits for anything on the executor.
         """
@@ -181,30 +183,33 @@ class Feed:
                     break
             else:
                 return
+        # Until nothing is left that another thread has not told, because this one was still about to be done.
+        while self._deliver_alone() and self.task.finished and self._listeners:
+            pass
+
+    def _deliver_alone(self) -> bool:
+        """Deliver once; False if another thread does."""
         try:
-            if self._lock.acquire(blocking=False):
-                self._deliverer = threading.get_ident()
-                while self._deliver_once():
-                    pass
+            if not self._lock.acquire(blocking=False):
+                return False
+            self._deliverer = threading.get_ident()
+            self._deliver_once()
+            return True
         finally:
             if self._lock._is_owned():  # type: ignore[attr-defined]  # not as `acquire` says: Ctrl-C may come as it returns
                 self._deliverer = None
                 self._lock.release()
 
-    def _deliver_once(self) -> bool:
-        """Whether the task ended meanwhile, so that there is more to deliver."""
+    def _deliver_once(self) -> None:
         finished = self.task.finished
         state = self.task.snapshot()
-        if not finished and self.task.finished:  # in between: this state may be the final one
-            return True
-        self._due = monotonic() + self.task.interval
         if finished:
             self._conclude(state)
-            return False
-        for listener in tuple(self._listeners):
-            if listener in self._listeners:
-                _tell(listener, state, False)
-        return self.task.finished
+        elif not self.task.finished:  # else it ended in between, and this state may be the final one
+            self._due = monotonic() + self.task.interval
+            for listener in tuple(self._listeners):
+                if listener in self._listeners:
+                    _tell(listener, state, False)
 
     def _conclude(self, state: ProgressState) -> None:
         known = self._listeners.copy()

@@ -11,18 +11,8 @@ from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, LOGGER, P
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from . import state as status
-from .delivery import (
-    INTERVAL,
-    Callback,
-    DeliveringEvent,
-    Feed,
-    Listener,
-    ProgressCallback,
-    Source,
-    Ticker,
-    waiting,
-)
-from .interrupts import SafeCondition, SigintDeferred
+from .delivery import INTERVAL, Callback, DeliveringEvent, Feed, Listener, ProgressCallback, Source, Ticker, waiting
+from .interrupts import SafeCondition, SigintDeferred, in_main_thread
 from .state import ProgressState
 from .tasks import Task
 
@@ -245,7 +235,7 @@ class ProgressFuture(Future[T], Watchable):  # in this order: else a plain futur
                 try:
                     callback(self)
                 except BaseException as error:
-                    if not isinstance(error, (KeyboardInterrupt, SystemExit)) or not _in_main_thread():
+                    if not isinstance(error, (KeyboardInterrupt, SystemExit)) or not in_main_thread():
                         LOGGER.exception("exception calling callback for %r", self)
                     else:
                         interrupt = error  # when all have been called: one of them may wake who waits
@@ -424,10 +414,6 @@ class Watch(Coroutine[Any, Any, R]):
     def __await__(self) -> Generator[Any, Any, R]:
         self._awaited = None
         return self._coroutine.__await__()
-
-
-def _in_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
 
 
 def _current_task() -> "asyncio.Task[Any] | None":

@@ -11,6 +11,10 @@ from typing import Any
 _SIGINT = int(signal.SIGINT)  # as an enumeration it takes twice as long to find
 
 
+def in_main_thread() -> bool:
+    return threading.get_ident() == threading.main_thread().ident
+
+
 class SigintDeferred:
     """A context in which the main thread's handler of SIGINT is not called, but at its end, if there was one.
 
@@ -52,13 +56,13 @@ class _Holding:
         self._deferred = SigintDeferred()
 
     def begin(self) -> None:
-        if threading.get_ident() == threading.main_thread().ident:
+        if in_main_thread():
             if not self._locks:
                 self._deferred.__enter__()
             self._locks += 1
 
     def end(self) -> None:
-        if threading.get_ident() == threading.main_thread().ident:
+        if in_main_thread():
             self._locks -= 1
             if not self._locks:
                 self._deferred.__exit__()

@@ -49,9 +49,15 @@ class Terminal:
 
     def __exit__(self, *exc_info):
         if self.status is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)
+            os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
+            # Its workers end by themselves, then its resource tracker: that must not be killed, for it removes what is left.
+            deadline = time.monotonic() + 5
+            while session(self.pid) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            for pid in session(self.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         os.close(self._fd)
 
     @property

@@ -1,6 +1,8 @@
 """The tqdm adapter."""
 
+import concurrent.futures
 import io
+import re
 import signal
 import threading
 from typing import ClassVar
@@ -416,6 +418,42 @@ def test_a_bar_that_cannot_be_drawn_or_closed_harms_no_other(executor, caplog):
     assert "no numbers" in caplog.text
     assert all(bar.disable for bar in made)
     assert screen.getvalue().count("5/5") >= 2
+
+
+def test_where_all_bars_are_hidden_they_appear_when_the_users_bar_is_closed(pool, gate):
+    screen = FakeTerminal()
+    users = tqdm.tqdm(file=screen, desc="user")
+    future = pool.submit(jobs.step_until, gate)
+    future.add_tqdm_callback(init_kwargs={"file": screen, "desc": "task", "nrows": 2})
+    wait_until(future, lambda: future.state["n"])
+    assert "task" not in screen.getvalue()
+    users.close()
+    wait_until(future, lambda: "task" in screen.getvalue())
+    open_gate(gate)
+    future.result()
+
+
+def wait_until(future, condition):
+    """Deliver until it holds."""
+
+    def look():
+        concurrent.futures.wait([future], timeout=0.01)
+        return condition()
+
+    until(look)
+
+
+def test_a_line_of_wide_characters_is_cut_to_the_columns_of_the_terminal(executor):
+    pty, termios = pytest.importorskip("pty"), pytest.importorskip("termios")
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 40))
+    with open(ours, "rb", buffering=0) as screen, open(theirs, "w") as terminal:
+        future = executor.submit(jobs.count, 3)
+        look = {"file": terminal, "desc": 25 * "\u9032", "bar_format": "{desc}", "ncols": 60, "delay": 1e-9}
+        future.add_tqdm_callback(init_kwargs=look)  # with a delay tqdm itself draws nothing
+        future.result()
+        drawn = re.findall("\u9032+", screen.read(1 << 16).decode())
+    assert set(drawn) == {19 * "\u9032"}
 
 
 def test_bars_on_a_standard_error_that_is_no_terminal_write_no_control_codes(executor, capsys):

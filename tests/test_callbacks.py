@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from progress_executor import ProgressGroup, SyncProgressExecutor, ThreadPoolProgressExecutor
+from progress_executor import ProgressGroup, SyncProgressExecutor, ThreadPoolProgressExecutor, delivery
 
 from . import jobs
 from .conftest import CONCURRENT, DEADLINE, make_executor, open_gate, until
@@ -296,6 +296,40 @@ def test_a_result_that_is_there_waits_for_no_callback_of_another_thread(wait):
         finally:
             go.set()
         assert first.value == 3
+
+
+def test_what_ends_while_a_thread_is_about_to_be_done_with_delivering_is_told_by_that_thread(gate):
+    """Whoever waits for the end finds it delivering, and goes on."""
+    with ThreadPoolProgressExecutor(1) as executor:
+        future = executor.submit(jobs.step_until, gate)
+        states = watch(future)
+        until(lambda: future.state["n"])
+        feed = future._task.feed
+
+        class LateLock(type(feed._lock)):
+            def release(self):
+                open_gate(gate)
+                until(future.done)
+                assert Aside(future.result).value == future.state["n"]
+                super().release()
+
+        feed._lock = LateLock()
+        feed.deliver(now=True)
+        assert [new["status"] for _, new in states] == ["running", "done"]
+
+
+def test_a_callback_that_ctrl_c_kept_from_being_called_is_told_the_next_time(executor, monkeypatch):
+    future = executor.submit(jobs.count, 3)
+    states = watch(future)
+    concurrent.futures.wait([future]) if isinstance(executor, SyncProgressExecutor) else until(future.done)
+    later = watch(future)
+    with monkeypatch.context() as patched:
+        patched.setattr(delivery, "_tell", raiser(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            future.result()
+    assert future.result() == 3
+    assert [new["status"] for _, new in later] == ["done"]
+    assert [new["status"] for _, new in states].count("done") == 1
 
 
 @pytest.mark.parametrize("kind", CONCURRENT)

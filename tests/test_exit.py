@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -28,7 +29,11 @@ def run(program, *arguments, before=(), warnings=("-W", "error")):
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
     ) as process:
-        output, errors = process.communicate(timeout=2 * DEADLINE)
+        try:
+            output, errors = process.communicate(timeout=2 * DEADLINE)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # with the children that hold its pipes, for whose end all would wait
+            raise
     assert (process.returncode, errors) == (0, "")
     if sys.platform == "linux":
         until(lambda: not session(process.pid), "the end of all processes")

@@ -465,8 +465,6 @@ def write_in_process(module, memory, name):
     shared = SharedMemory(memory)
     progress = importlib.import_module(module).Updater(shared.buf)
     with suppress(CancelledError):
-        progress._write(1, 1, "1")
-        shared.buf.cast("d")[STARTED_AT] = time.time()
         WRITERS[name][0](progress, lambda: False)
     progress._detach()
     shared.close()
@@ -489,10 +487,15 @@ def sample_process(module, name, *numbers):
     shared = SharedMemory(create=True, size=SLOT_SIZE)
     slot = Slot(shared.buf[:SLOT_SIZE])
     slot.clear()
+    progress = importlib.import_module(module).Updater(slot.buffer)
+    progress._write(1, 1, "1")
+    progress._detach()
+    slot.start(time.time())
+    first = check(slot.snapshot())  # what is told while a write takes too long
     process = multiprocessing.get_context("spawn").Process(target=write_in_process, args=(module, shared.name, name))
     process.start()
     try:
-        until(lambda: slot.snapshot() != PENDING or not process.is_alive(), "the first write")
+        until(lambda: check(slot.snapshot()) != first or not process.is_alive(), "the first write")
         sample(slot, check, *numbers)
         slot.cancel()
         process.join(DEADLINE)

@@ -320,8 +320,8 @@ class ProcessPoolProgressExecutor(ProgressExecutor, ProcessPoolExecutor):
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
         with SigintDeferred():  # a semaphore that the resource tracker has not heard of would stay for ever
-            start_tracker()
             try:
+                start_tracker()
                 ProcessPoolExecutor.__init__(self, max_workers, mp_context, max_tasks_per_child=max_tasks_per_child)
             except OSError as error:
                 raise OSError(
