@@ -10,7 +10,7 @@ import textwrap
 import pytest
 
 from . import jobs
-from .conftest import CONCURRENT, DEADLINE, make_executor, segments, session, until
+from .conftest import CONCURRENT, DEADLINE, START_METHODS, make_executor, segments, session, until
 
 BEGIN = """
 import asyncio, os, sys, threading, time
@@ -145,12 +145,19 @@ def test_a_task_may_have_an_executor_of_any_kind(pool, inner):
     assert future.state == {"n": 4, "total": 4, "status": "done"}
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="/dev/shm is Linux's")
-def test_where_shared_memory_is_missing_the_error_says_so():
-    # Another file system in that place, in which nothing can be made.
-    if not shutil.which("unshare") or subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
-        pytest.skip("mounting takes a privilege here that this user does not have")
-    mounted = ["unshare", "-m", "sh", "-c", 'mount -t proc proc /dev/shm && exec "$@"', "sh"]
+def with_shm(mounted):
+    """The command before one that is to see this file system as /dev/shm."""
+    if (
+        sys.platform != "linux"
+        or not shutil.which("unshare")
+        or subprocess.run(["unshare", "-m", "true"], stderr=subprocess.DEVNULL).returncode
+    ):
+        pytest.skip("mounting something else as /dev/shm takes Linux, and a privilege that this user does not have")
+    return ["unshare", "-m", "sh", "-c", f'mount {mounted} /dev/shm && exec "$@"', "sh"]
+
+
+@pytest.mark.parametrize("mounted", ["-t proc proc", "-t tmpfs -o size=4k none"], ids=["missing", "full"])
+def test_where_there_is_no_shared_memory_the_error_says_so(mounted):
     output = run(
         """
         try:
@@ -159,9 +166,38 @@ def test_where_shared_memory_is_missing_the_error_says_so():
         except OSError as error:
             print(error)
         """,
-        before=mounted,
+        before=with_shm(mounted),
     )
     assert "/dev/shm" in output
+
+
+@pytest.mark.parametrize("method", START_METHODS)
+def test_where_shared_memory_is_full_meanwhile_submit_says_so_and_works_when_there_is_room(method):
+    output = run(
+        """
+
+        def fill():
+            with open("/dev/shm/other", "wb", buffering=0) as file:
+                try:
+                    while True:
+                        file.write(bytes(4096))
+                except OSError:
+                    pass
+
+        with make_executor(sys.argv[1]) as executor:
+            fill()
+            try:
+                executor.submit(jobs.count, 3)
+            except OSError as error:
+                print(error)
+            os.remove("/dev/shm/other")
+            print(executor.submit(jobs.count, 3).result())
+        """,
+        method,
+        before=with_shm("-t tmpfs -o size=1m none"),
+    )
+    assert "/dev/shm" in output.splitlines()[0]
+    assert output.splitlines()[1:] == ["3"]
 
 
 def test_a_callback_that_ends_the_program_keeps_no_executor_from_telling_the_end():
