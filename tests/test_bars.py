@@ -452,7 +452,12 @@ def test_a_line_of_wide_characters_is_cut_to_the_columns_of_the_terminal(executo
         look = {"file": terminal, "desc": 25 * "\u9032", "bar_format": "{desc}", "ncols": 60, "delay": 1e-9}
         future.add_tqdm_callback(init_kwargs=look)  # with a delay tqdm itself draws nothing
         future.result()
-        drawn = re.findall("\u9032+", screen.read(1 << 16).decode())
+        terminal.write("the end")
+        terminal.flush()
+        text = b""
+        while not text.endswith(b"the end"):
+            text += screen.read(1 << 16)
+    drawn = re.findall("\u9032+", text.decode())
     assert set(drawn) == {19 * "\u9032"}
 
 

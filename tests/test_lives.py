@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import threading
+import time
 from concurrent.futures import BrokenExecutor, CancelledError
 from multiprocessing.connection import Client, Listener
 
@@ -195,9 +196,6 @@ class Pool(RuleBasedStateMachine):
             assert isinstance(future.exception(0), end)
 
     def teardown(self):
-        for life in self.lives:
-            if life.end is None and life not in self.running():  # a place for the next one
-                continue
         while running := self.running():
             self.finish(running[0], "at last")
         with self.executor:
@@ -320,7 +318,7 @@ def test_each_future_ends_once_as_its_task_did_a_hundred_times(machine):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0])
+@pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("kind", CONCURRENT)
 def test_of_twenty_thousand_tasks_that_are_cancelled_at_random_none_is_lost(kind, seed):
     chance, count = random.Random(seed), 20_000
@@ -334,6 +332,7 @@ def test_of_twenty_thousand_tasks_that_are_cancelled_at_random_none_is_lost(kind
                 number = chance.randrange(max(0, len(futures) - 50), len(futures))
                 if futures[number].cancel():
                     asked.add(number)
+            time.sleep(chance.random() / 10_000)
 
     cancellers = [threading.Thread(target=cancel_at_random, args=(f"{seed}-{n}",)) for n in range(2)]
     with make_executor(kind, 4) as executor:

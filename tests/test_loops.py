@@ -37,7 +37,8 @@ def watch(future):
     return states
 
 
-def test_a_loop_that_was_blocked_is_told_the_newest_state_and_no_backlog(run, pool, gate):
+@pytest.mark.parametrize("seconds", [1, pytest.param(5, marks=pytest.mark.slow)])
+def test_a_loop_that_was_blocked_is_told_the_newest_state_and_no_backlog(run, pool, gate, seconds):
     async def main():
         future = pool.submit(jobs.step_until, gate)
         states = watch(future)
@@ -46,7 +47,7 @@ def test_a_loop_that_was_blocked_is_told_the_newest_state_and_no_backlog(run, po
             await asyncio.sleep(0.01)
         del states[:]
         before = future.state["n"]
-        time.sleep(1)
+        time.sleep(seconds)
         until(lambda: future.state["n"] > before + 10)
         now = future.state["n"]
         assert not states

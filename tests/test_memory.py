@@ -364,7 +364,7 @@ def cancel_many(executor, count):
 
 @pytest.mark.slow
 @on_linux
-@pytest.mark.parametrize(("kind", "count"), [("thread", 800), ("process", 200)])
+@pytest.mark.parametrize(("kind", "count"), [("thread", 1000), ("process", 200)])
 def test_many_cancelled_tasks_take_no_memory(kind, count):
     with make_executor(kind, 4) as executor:
         blocks, memory = growth(lambda: cancel_many(executor, count), measured)
