@@ -17,7 +17,18 @@ import pytest
 from progress_executor import ProcessPoolProgressExecutor, ProgressGroup
 
 from . import jobs
-from .conftest import OWN_SEMAPHORES, START_METHODS, left_by, make_executor, needs_shm, open_gate, segments, session, until
+from .conftest import (
+    DEADLINE,
+    OWN_SEMAPHORES,
+    START_METHODS,
+    left_by,
+    make_executor,
+    needs_shm,
+    open_gate,
+    segments,
+    session,
+    until,
+)
 from .test_bars import RecordedBar
 from .test_futures import watch
 
@@ -312,8 +323,9 @@ def test_a_group_whose_worker_died_has_failed(process_pool, tmp_path):
 
 
 CALLER = f"""
-import sys, time
+import signal, sys, time
 from progress_executor import *
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup has made all programs ignore
 {OWN_SEMAPHORES}
 def entered(file):
     with open(file, "w"):
@@ -363,15 +375,21 @@ def caller(tmp_path):
     (tmp_path / "entered").mkdir()
     (tmp_path / "temporary").mkdir()
 
+    @contextlib.contextmanager
     def start(method):
-        return subprocess.Popen(
+        with subprocess.Popen(
             [sys.executable, "-W", "ignore", script, method, tmp_path / "entered"],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # the resource tracker says what it removes
             text=True,
             start_new_session=True,
             env={**os.environ, "TMPDIR": str(tmp_path / "temporary")},
-        )
+        ) as process:
+            try:
+                yield process
+            finally:  # if it should live on, this would wait for it for ever
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
 
     return start
 
@@ -411,7 +429,7 @@ def test_nothing_is_left_when_the_terminal_ends_the_whole_group(name, method, ca
         assert process.stdout.readline() == "all run\n"
         assert segments(process.pid)
         os.killpg(process.pid, getattr(signal, name))
-        assert process.wait() == -getattr(signal, name)
+        assert process.wait(DEADLINE) == -getattr(signal, name)
         until(lambda: not session(process.pid), "the end of all processes")
         assert not left_by(process.pid)
 
