@@ -82,7 +82,7 @@ def test_a_cancelled_task_that_never_ran_has_a_bar_only_if_that_was_asked_for(po
         future = pool.submit(jobs.count, 10)
         future.add_tqdm_callback(RecordedBar, triggers=triggers)
         future.cancel()
-        assert future.cancelled()
+        until(future.cancelled)
         future._wait(None)
         assert len(bars) == (0 if triggers == ["running"] else 1)
         for bar in bars:
@@ -345,7 +345,7 @@ def test_a_bar_keeps_its_own_total_until_the_task_tells_one(executor):
 
 def test_bars_of_a_thread_that_has_ended_are_live_in_whichever_waits(pool, bars):
     def submit():
-        futures.append(pool.submit(jobs.count_slowly, 40, 0.01))
+        futures.append(pool.submit(jobs.count_slowly, 20, 0.01))
         futures[0].add_tqdm_callback(RecordedBar)
 
     futures = []

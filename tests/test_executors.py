@@ -451,3 +451,24 @@ def test_asyncio_run_ends_with_sync_tasks_cancelled_by_ctrl_c(tmp_path):
     process = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
     assert process.stdout == "finally\n"
     assert "KeyboardInterrupt" in process.stderr
+
+
+def test_several_threads_may_leave_an_executor_at_once(executor):
+    errors = []
+
+    def leave():
+        barrier.wait()
+        try:
+            executor.shutdown()
+        except BaseException as error:
+            errors.append(error)
+
+    future = executor.submit(jobs.count, 3)
+    barrier = threading.Barrier(4)
+    threads = [threading.Thread(target=leave) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert future.result() == 3

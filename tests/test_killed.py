@@ -325,7 +325,8 @@ def test_a_group_whose_worker_died_has_failed(process_pool, tmp_path):
 CALLER = f"""
 import signal, sys, time
 from progress_executor import *
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup has made all programs ignore
+for signum in (signal.SIGHUP, signal.SIGQUIT):  # which nohup and shells have what they start ignore
+    signal.signal(signum, signal.SIG_DFL)
 {OWN_SEMAPHORES}
 def entered(file):
     with open(file, "w"):

@@ -135,12 +135,13 @@ class Pool(RuleBasedStateMachine):
     def die(self, life):
         if life not in self.running():
             return
+        undone = [other for other in self.lives if not other.future.done()]
         self.connected[life.number].send(("die",))
         self.broken = True
-        for other in self.lives:
-            if other.end is None:
+        concurrent.futures.wait([other.future for other in undone], timeout=30)
+        for other in undone:  # what was cancelled in the call queue, either a worker came across it, or none ever will
+            if other.end is None or not other.future.cancelled():
                 other.end = BrokenExecutor
-        concurrent.futures.wait([other.future for other in self.lives], timeout=30)
 
     @rule(cancel_futures=st.booleans())
     def shut_down(self, cancel_futures):

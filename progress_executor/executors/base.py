@@ -35,6 +35,8 @@ class ProgressExecutor(Executor):
 
     def _set_up(self) -> None:
         self._board = Board()
+        # Two threads may leave: a daemon thread, and at exit the main one. A pool's pipes are to be closed once.
+        self._leaving = threading.RLock()
         self._inside: int | None = None  # the thread that is in the executor's `with` block
         self._owner = os.getpid()
 
@@ -61,7 +63,8 @@ class ProgressExecutor(Executor):
         if cancel_futures:
             self._cancel_pending()
         if not wait:
-            self._shut_down(wait=False)
+            with self._leaving:
+                self._shut_down(wait=False)
             return
         try:
             try:
@@ -98,7 +101,7 @@ class ProgressExecutor(Executor):
     def _try_to_end(self) -> bool:
         # The standard library's own waiting delivers nothing, and up to 3.12 a thread whose join() was interrupted by
         # Ctrl-C passes for ended: join what has ended only.
-        with SigintDeferred():
+        with SigintDeferred(), self._leaving:
             ended = self._ended()
             if ended:
                 self._shut_down(wait=True)
