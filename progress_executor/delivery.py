@@ -58,7 +58,10 @@ class Listener(Protocol):
 
     @property
     def hidden(self) -> bool:
-        """Whether it can do without states for now, but for the final one. Asked often, so that nobody has to read them."""
+        """Whether it can do without states for now, but for the final one.
+
+        Asked in place of every delivery, so that nobody has to read the state; whatever else is due then is its own affair.
+        """
         ...
 
     def tell(self, state: ProgressState, ended: bool) -> None: ...
@@ -184,8 +187,13 @@ class Feed:
             else:
                 return
         # Until nothing is left that another thread has not told, because this one was still about to be done.
-        while self._deliver_alone() and self.task.finished and self._listeners:
-            pass
+        try:
+            while self._deliver_alone() and self.task.finished and self._listeners:
+                pass
+        except BaseException:
+            if self.task.finished and self._listeners:
+                self._deliver_alone()
+            raise
 
     def _deliver_alone(self) -> bool:
         """Deliver once; False if another thread does."""

@@ -19,7 +19,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 VERSIONS = [(3, minor) for minor in range(11, 15)]
 NEEDED = [(3, 11), (3, 12), (3, 13)]
-SAME_IN_BOTH = ["tests/test_build.py", "tests/test_cpython.py", "tests/test_typing.py"]
+SAME_IN_BOTH = ["tests/test_build.py", "tests/test_cpython.py", "tests/test_screen.py", "tests/test_typing.py"]
 """What knows nothing of the two forms of the hot path, or sees both; CPython's own tests take 100 s."""
 ABOUT = """
 import sys, sysconfig
@@ -75,6 +75,11 @@ def implementation(environment: Path, env: dict[str, str]) -> str:
     return subprocess.run(command, cwd=environment, env=env, check=True, capture_output=True, text=True).stdout.strip()
 
 
+def processors() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Run(NamedTuple):
     """The tests on one Python in one implementation."""
 
@@ -84,12 +89,14 @@ class Run(NamedTuple):
     arguments: list[str]
 
     def __call__(self) -> int:
+        """The exit status of pytest. What it prints is in a file meanwhile, also if this is killed because it hangs."""
         python = self.environment / "bin" / "python"
         command = [python, "-X", "dev", "-m", "pytest", "-p", "no:cacheprovider", *self.arguments]
-        done = subprocess.run(
-            command, cwd=self.environment / "run", env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        print(f"\n=== {self.name}\n{done.stdout}", end="", flush=True)
+        log = self.environment / f"{self.name}.log"
+        print(f"{self.name}: {log}", flush=True)
+        with open(log, "wb") as file:
+            done = subprocess.run(command, cwd=self.environment / "run", env=self.env, stdout=file, stderr=subprocess.STDOUT)
+        print(f"\n=== {self.name}\n{log.read_text(errors='replace')}", end="", flush=True)
         return done.returncode
 
 
@@ -142,7 +149,7 @@ def main() -> int:
     runs = []
     for version in sorted(found, reverse=True):  # what takes longest first
         runs += runs_on(version, found[version], options.all and version == max(found), options.arguments)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(processors()) as pool:
         statuses = list(pool.map(Run.__call__, runs))
     print()
     for run, status in zip(runs, statuses, strict=True):

@@ -454,11 +454,12 @@ def test_a_line_of_wide_characters_is_cut_to_the_columns_of_the_terminal(executo
         future.result()
         terminal.write("the end")
         terminal.flush()
+        columns, _ = tqdm.utils._screen_shape_wrapper()(terminal)  # newer tqdm leaves the last one free
         text = b""
         while not text.endswith(b"the end"):
             text += screen.read(1 << 16)
     drawn = re.findall("\u9032+", text.decode())
-    assert set(drawn) == {19 * "\u9032"}
+    assert set(drawn) == {columns // 2 * "\u9032"}
 
 
 def test_bars_on_a_standard_error_that_is_no_terminal_write_no_control_codes(executor, capsys):

@@ -318,6 +318,23 @@ def test_what_ends_while_a_thread_is_about_to_be_done_with_delivering_is_told_by
         assert [new["status"] for _, new in states] == ["running", "done"]
 
 
+def test_the_end_is_told_by_the_thread_that_was_delivering_though_a_callback_raises_there(gate):
+    """Who waited meanwhile has left it to that thread."""
+
+    def end_and_raise(old, new):
+        if new["status"] == "running":
+            open_gate(gate)
+            until(future.done)
+            raise SystemExit
+
+    with ThreadPoolProgressExecutor(1) as executor:
+        future = executor.submit(jobs.step_until, gate)
+        future.add_progress_callback(end_and_raise)
+        states = watch(future)
+        assert isinstance(Aside(future.result).value, SystemExit)
+        assert [new["status"] for _, new in states] == ["done"]
+
+
 def test_a_callback_that_ctrl_c_kept_from_being_called_is_told_the_next_time(executor, monkeypatch):
     future = executor.submit(jobs.count, 3)
     states = watch(future)

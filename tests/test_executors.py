@@ -21,7 +21,7 @@ from progress_executor import (
 )
 
 from . import jobs
-from .conftest import KINDS, START_METHODS, make_executor, open_gate, until
+from .conftest import DEADLINE, KINDS, START_METHODS, make_executor, open_gate, until
 
 
 def test_the_executors_are_the_standard_librarys():
@@ -453,22 +453,35 @@ def test_asyncio_run_ends_with_sync_tasks_cancelled_by_ctrl_c(tmp_path):
     assert "KeyboardInterrupt" in process.stderr
 
 
-def test_several_threads_may_leave_an_executor_at_once(executor):
-    errors = []
-
-    def leave():
+@pytest.mark.parametrize("kind", KINDS)
+def test_several_threads_may_leave_an_executor_at_once(kind):
+    def leave(executor, barrier, wait):
         barrier.wait()
         try:
-            executor.shutdown()
+            executor.shutdown(wait)
         except BaseException as error:
             errors.append(error)
 
-    future = executor.submit(jobs.count, 3)
-    barrier = threading.Barrier(4)
-    threads = [threading.Thread(target=leave) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not errors
-    assert future.result() == 3
+    errors = []
+    for _ in range(20):
+        executor, barrier = make_executor(kind, 1), threading.Barrier(4)
+        future = executor.submit(jobs.count, 3)
+        threads = [threading.Thread(target=leave, args=(executor, barrier, n > 0), daemon=True) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(DEADLINE)
+            assert not thread.is_alive()
+        assert not errors
+        assert future.result() == 3
+
+
+def test_a_first_task_is_refused_where_another_thread_is_about_to_have_left():
+    class LateToSubmit(ProcessPoolProgressExecutor):
+        def _shut_down(self, wait):
+            if wait:
+                with pytest.raises(RuntimeError):
+                    self.submit(jobs.count, 3)
+            super()._shut_down(wait)
+
+    LateToSubmit(1).shutdown()

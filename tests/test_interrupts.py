@@ -27,8 +27,11 @@ from .terminal import Terminal
 
 pytestmark = [needs_shm, pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc and /dev/shm")]
 
-AT_ONCE = 1 * max(1, os.getloadavg()[0] / os.cpu_count())
-"""Seconds in which a program ends after the last step of its tasks: one, unless the machine has more to do than it can."""
+
+def at_once():
+    """Seconds in which a program ends after its tasks' last step: one, unless the machine has more to do than it can."""
+    return max(1, os.getloadavg()[0] / os.cpu_count())
+
 
 PROGRAM = f"""
 import asyncio, itertools, signal, sys, time
@@ -153,7 +156,7 @@ class Program(Terminal):
         if cleaned:
             assert set(self.noted("cleaned")) == set(self.noted("entered"))
         if self.noted("cleaned"):
-            assert ended - max(self.noted("cleaned").values()) < AT_ONCE
+            assert ended - max(self.noted("cleaned").values()) < at_once()
         if (
             "never retrieved" not in self.output
         ):  # where a second Ctrl-C hits a task of the event loop, asyncio tells at length

@@ -389,8 +389,7 @@ def caller(tmp_path):
             try:
                 yield process
             finally:  # if it should live on, this would wait for it for ever
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
+                process.kill()
 
     return start
 

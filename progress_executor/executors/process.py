@@ -403,10 +403,11 @@ class ProcessPoolProgressExecutor(ProgressExecutor, ProcessPoolExecutor):
         self._arena.close()
 
     def _ended(self) -> bool:
-        manager = None if self._manager is None else self._manager()
-        if manager is None:
-            return True
-        with self._shutdown_lock:
+        with self._shutdown_lock:  # a first `submit` in another thread comes before this, or is refused
+            manager = None if self._manager is None else self._manager()
+            if manager is None:
+                self._shutdown_thread = True
+                return True
             # What shutdown(wait=False) does, but for forgetting the processes: the manager thread may have to replace some.
             if not self._shutdown_thread:
                 self._shutdown_thread = True
