@@ -41,8 +41,8 @@ from progress_executor import *
 kind, style, moment, folder = sys.argv[1:]
 
 def note(what, number=""):
-    with open(os.path.join(folder, f"{{what}}{{number}}"), "w"):
-        pass
+    # And no file object, which a second Ctrl-C might leave open.
+    os.close(os.open(os.path.join(folder, f"{{what}}{{number}}"), os.O_CREAT))
 
 def work(number, progress):
     try:
@@ -148,7 +148,7 @@ class Program(Terminal):
         """Let the tasks clean up."""
         (self._notes / "go on").touch()
 
-    def check(self, word, cleaned=True):
+    def check(self, word, cleaned=True, bars_closed=True):
         """It ends at once, has said this `word`, and the terminal, and all else, is as before."""
         self.finish()
         ended = time.time()
@@ -161,8 +161,11 @@ class Program(Terminal):
             "never retrieved" not in self.output
         ):  # where a second Ctrl-C hits a task of the event loop, asyncio tells at length
             assert not re.search(r"Traceback|Exception ignored|Warning", self.output), self.output
-            assert self.lines[:2] == ["begun", word], self.text
-            assert not any(self.lines[2:]), self.text
+            if bars_closed:
+                assert self.lines[:2] == ["begun", word], self.text
+                assert not any(self.lines[2:]), self.text
+            else:
+                assert (self.lines[0], self.lines[1][: len(word)]) == ("begun", word), self.text
         assert self.column == 0
         assert self.settings == self.before
         until(lambda: not self.processes(), "the end of all processes")
@@ -217,7 +220,8 @@ def test_ctrl_c_twice_in_a_row(kind, style, moment, second, tmp_path):
         program.interrupt()
         program.go_on()
         # In the sync executor the second one interrupts what the task does in its `finally`.
-        program.check("interrupted", cleaned=kind != "sync")
+        # One that comes before the first line of leaving is raised with the bars standing.
+        program.check("interrupted", cleaned=kind != "sync", bars_closed=second != "at once")
 
 
 @pytest.mark.parametrize(("kind", "moment"), combinations(["thread", *START_METHODS], quick=QUICK[1:2]))
