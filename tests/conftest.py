@@ -94,8 +94,10 @@ needs_shm = pytest.mark.skipif(not os.path.isdir(SHM), reason=f"{SHM} is where L
 
 
 def session(leader):
-    """The ids of the living processes of a session; Linux only."""
+    """The ids of the living processes of a session; none where there is no /proc."""
     found = []
+    if not os.path.isdir("/proc"):
+        return found
     for pid in filter(str.isdecimal, os.listdir("/proc")):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{pid}/stat") as file:
             state, _, _, owner = file.read().rpartition(")")[2].split()[:4]

@@ -154,7 +154,7 @@ def main() -> int:
     print()
     for run, status in zip(runs, statuses, strict=True):
         print(f"{run.name}: {'passed' if status == 0 else 'FAILED'}")
-    for version in sorted({*NEEDED, *found}):
+    for version in sorted({*([] if options.only else NEEDED), *found}):
         name = f"CPython {version[0]}.{version[1]}"
         if version not in found:
             print(f"{name}: not run, it is not on this machine")

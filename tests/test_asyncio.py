@@ -299,12 +299,15 @@ def test_sync_tasks_let_the_loop_do_what_fell_due_before_the_next_starts():
         order = []
         with SyncProgressExecutor() as executor:
             loop = asyncio.get_running_loop()
-            futures = [executor.submit(lambda i=i: order.append(i)) for i in range(3)]
-            tasks = [asyncio.create_task(future.check_for_progress()) for future in futures]
-            loop.call_at(loop.time(), order.append, "due")
-            await asyncio.gather(*tasks)
-        assert order[0] == 0
-        assert "due" in order[:2]
+
+            def work(i):
+                order.append(i)
+                if i == 0:  # what falls due while it runs
+                    loop.call_at(loop.time(), order.append, "due")
+
+            futures = [executor.submit(work, i) for i in range(3)]
+            await asyncio.gather(*(asyncio.create_task(future.check_for_progress()) for future in futures))
+        assert order == [0, "due", 1, 2]
 
     asyncio.run(main())
 

@@ -82,7 +82,7 @@ def test_a_cancelled_task_that_never_ran_has_a_bar_only_if_that_was_asked_for(po
         future = pool.submit(jobs.count, 10)
         future.add_tqdm_callback(RecordedBar, triggers=triggers)
         future.cancel()
-        until(future.cancelled)
+        assert future.cancelled()
         future._wait(None)
         assert len(bars) == (0 if triggers == ["running"] else 1)
         for bar in bars:

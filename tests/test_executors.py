@@ -1,10 +1,12 @@
 """The executors as executors: what the standard library's do, and the filling-in of `progress`."""
 
+import asyncio
 import concurrent.futures
 import functools
 import gc
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -451,6 +453,20 @@ def test_asyncio_run_ends_with_sync_tasks_cancelled_by_ctrl_c(tmp_path):
     process = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
     assert process.stdout == "finally\n"
     assert "KeyboardInterrupt" in process.stderr
+
+
+def test_ctrl_c_that_asyncio_heard_before_a_sync_task_begins_cancels_it():
+    async def main():
+        with SyncProgressExecutor() as executor:
+            async with asyncio.TaskGroup() as group:
+                futures.append(executor.submit(jobs.count_slowly, 200, 0.01))
+                asyncio.get_running_loop().call_soon(signal.raise_signal, signal.SIGINT)
+                group.create_task(futures[0])
+
+    futures = []
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(main())
+    assert futures[0].cancelled()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -175,7 +175,6 @@ def test_where_there_is_no_shared_memory_the_error_says_so(mounted):
 def test_where_shared_memory_is_full_meanwhile_submit_says_so_and_works_when_there_is_room(method):
     output = run(
         """
-
         def fill():
             with open("/dev/shm/other", "wb", buffering=0) as file:
                 try:

@@ -82,6 +82,9 @@ class SyncTask(Task):
     async def wait_in_loop(self, future: "Future[Any]", ticker: Ticker) -> None:
         try:
             async with ticker.turn:
+                # Ctrl-C may have cancelled asyncio's main task just now: who awaits this hears of it before this begins, and
+                # not for as long as it runs.
+                await asyncio.sleep(0)
                 self.run_here()
                 # The loop stood still meanwhile. Before anybody hears of the end it does what fell due before it, such as
                 # a cancellation after two seconds: a sleep, however short, comes after all of that.
