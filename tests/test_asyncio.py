@@ -4,6 +4,7 @@ import asyncio
 import concurrent.futures
 import gc
 import threading
+import time
 import weakref
 
 import pytest
@@ -308,6 +309,15 @@ def test_sync_tasks_let_the_loop_do_what_fell_due_before_the_next_starts():
             futures = [executor.submit(work, i) for i in range(3)]
             await asyncio.gather(*(asyncio.create_task(future.check_for_progress()) for future in futures))
         assert order == [0, "due", 1, 2]
+
+    asyncio.run(main())
+
+
+def test_a_timeout_that_fell_due_while_a_sync_task_ran_is_heard_of_before_its_end():
+    async def main():
+        with SyncProgressExecutor() as executor, pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.001):
+                await executor.submit(time.sleep, 0.05)
 
     asyncio.run(main())
 
