@@ -19,8 +19,10 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 VERSIONS = [(3, minor) for minor in range(11, 15)]
 NEEDED = [(3, 11), (3, 12), (3, 13)]
-SAME_IN_BOTH = ["tests/test_build.py", "tests/test_cpython.py", "tests/test_screen.py", "tests/test_typing.py"]
-"""What knows nothing of the two forms of the hot path, or sees both; CPython's own tests take 100 s."""
+ONCE = ["tests/test_cpython.py", "tests/test_screen.py", "tests/test_typing.py"]
+"""What knows nothing of the two forms of the hot path nor of versions; with the newest version only."""
+ONCE_PER_VERSION = ["tests/test_build.py", "tests/test_examples.py"]
+"""What sees both forms, or shows how things look and not what they count; with the compiled form only."""
 ABOUT = """
 import sys, sysconfig
 print(sys.implementation.name, *sys.version_info[:2], sysconfig.get_config_var("Py_GIL_DISABLED") or 0)
@@ -100,7 +102,7 @@ class Run(NamedTuple):
         return done.returncode
 
 
-def runs_on(version: tuple[int, int], interpreter: str, slow: bool, arguments: list[str]) -> list[Run]:
+def runs_on(version: tuple[int, int], interpreter: str, newest: bool, slow: bool, arguments: list[str]) -> list[Run]:
     """In the compiled form, if it could be built, and in the interpreted one."""
     python = f"CPython {version[0]}.{version[1]}"
     environment = prepare(f"test-{version[0]}.{version[1]}", interpreter, "test")
@@ -115,8 +117,8 @@ def runs_on(version: tuple[int, int], interpreter: str, slow: bool, arguments: l
         if slow:
             name += ", with the slow ones"
             options += ["-m", "not browser"]
-        if runs:  # once is enough
-            options += [f"--ignore={path}" for path in SAME_IN_BOTH]
+        left_out = (ONCE_PER_VERSION if runs else []) + (ONCE if runs or not newest else [])
+        options += [f"--ignore={path}" for path in left_out]
         runs.append(Run(name, environment, env, [*options, *arguments]))
     return runs
 
@@ -146,11 +148,14 @@ def main() -> int:
     found = interpreters()
     if options.only:
         found = {version: path for version, path in found.items() if f"{version[0]}.{version[1]}" == options.only}
-    runs = []
-    for version in sorted(found, reverse=True):  # what takes longest first
-        runs += runs_on(version, found[version], options.all and version == max(found), options.arguments)
+    runs, futures = [], []
     with ThreadPoolExecutor(processors()) as pool:
-        statuses = list(pool.map(Run.__call__, runs))
+        for version in sorted(found, reverse=True):  # what takes longest first
+            newest = version == max(found)
+            for run in runs_on(version, found[version], newest, options.all and newest, options.arguments):
+                runs.append(run)
+                futures.append(pool.submit(run))
+    statuses = [future.result() for future in futures]
     print()
     for run, status in zip(runs, statuses, strict=True):
         print(f"{run.name}: {'passed' if status == 0 else 'FAILED'}")
