@@ -455,18 +455,38 @@ def test_asyncio_run_ends_with_sync_tasks_cancelled_by_ctrl_c(tmp_path):
     assert "KeyboardInterrupt" in process.stderr
 
 
-def test_ctrl_c_that_asyncio_heard_before_a_sync_task_begins_cancels_it():
+@pytest.mark.parametrize("turns", range(2))  # in the third one it runs
+def test_ctrl_c_that_asyncio_heard_before_a_sync_task_begins_cancels_it(turns):
     async def main():
         with SyncProgressExecutor() as executor:
             async with asyncio.TaskGroup() as group:
                 futures.append(executor.submit(jobs.count_slowly, 200, 0.01))
-                asyncio.get_running_loop().call_soon(signal.raise_signal, signal.SIGINT)
                 group.create_task(futures[0])
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                signal.raise_signal(signal.SIGINT)  # which cancels this, the main task, at its next `await`
+                await asyncio.sleep(0)
 
     futures = []
     with pytest.raises(KeyboardInterrupt):
         asyncio.run(main())
     assert futures[0].cancelled()
+
+
+def test_a_sync_task_with_which_a_cancelled_main_task_cleans_up_runs_to_its_end():
+    async def main():
+        with SyncProgressExecutor() as executor:
+            try:
+                signal.raise_signal(signal.SIGINT)
+                await asyncio.sleep(0)
+            except asyncio.CancelledError:
+                cleaned.append(await executor.submit(jobs.count, 3))
+                raise
+
+    cleaned = []
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(main())
+    assert cleaned == [3]
 
 
 @pytest.mark.parametrize("kind", KINDS)

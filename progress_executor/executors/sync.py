@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import contextlib
+import functools
 import itertools
 import signal
 import threading
@@ -32,6 +33,7 @@ class SyncTask(Task):
         self.number = next(_numbers)
         self.futures = futures  # of the executor: all that are not done
         self.thread: int | None = None  # which runs it
+        self.cancels_heard: int | None = None  # of asyncio's main task, before the turn of the loop in which it begins
 
     def run_here(self) -> None:
         thread = threading.get_ident()
@@ -82,8 +84,9 @@ class SyncTask(Task):
     async def wait_in_loop(self, future: "Future[Any]", ticker: Ticker) -> None:
         try:
             async with ticker.turn:
-                # Ctrl-C may have cancelled asyncio's main task just now: who awaits this hears of it before this begins, and
-                # not for as long as it runs.
+                # Ctrl-C may have cancelled asyncio's main task just now, which cannot run while this does. It does in this
+                # turn of the loop, and cancels this one if it waits for it; what comes during the turn is counted.
+                self.cancels_heard = _cancels_of_main_task(signal.getsignal(signal.SIGINT))
                 await asyncio.sleep(0)
                 self.run_here()
                 # The loop stood still meanwhile. Before anybody hears of the end it does what fell due before it, such as
@@ -110,7 +113,7 @@ class SyncFuture(ProgressFuture[Any]):
 
 
 @contextlib.contextmanager
-def _cancelled_by_sigint(task: Task) -> Iterator[None]:
+def _cancelled_by_sigint(task: SyncTask) -> Iterator[None]:
     """asyncio's handler of SIGINT cancels its main task, which cannot run before this one has ended: cancel this one, too.
 
     Python's own handler raises KeyboardInterrupt in the task, which is as good.
@@ -130,9 +133,17 @@ def _cancelled_by_sigint(task: Task) -> Iterator[None]:
 
     signal.signal(signal.SIGINT, cancel_and_go_on)
     try:
+        if task.cancels_heard is not None and _cancels_of_main_task(handler) > task.cancels_heard:
+            task.request_cancel()
         yield
     finally:
         signal.signal(signal.SIGINT, handler)
+
+
+def _cancels_of_main_task(handler: Any) -> int:
+    """How often the main task of `asyncio.run`, whose handler of SIGINT this may be, was asked to stop."""
+    main_task = handler.keywords.get("main_task") if isinstance(handler, functools.partial) else None
+    return main_task.cancelling() if isinstance(main_task, asyncio.Task) else 0
 
 
 class SyncProgressExecutor(ProgressExecutor):
