@@ -22,19 +22,14 @@ from progress_executor.interrupts import SafeCondition
 from progress_executor.tasks import Task
 
 from . import jobs
-from .conftest import CONCURRENT, DEADLINE, OWN_SEMAPHORES, START_METHODS, left_by, make_executor, needs_shm, until
+from .conftest import CONCURRENT, DEADLINE, OWN_SEMAPHORES, START_METHODS, left_by, loaded, make_executor, needs_shm, until
 from .terminal import Terminal
 
 pytestmark = [needs_shm, pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc and /dev/shm")]
 
 
-def at_once():
-    """Seconds in which a program ends after its tasks' last step: one, unless the machine has more to do than it can."""
-    return max(1, os.getloadavg()[0] / os.cpu_count())
-
-
 PROGRAM = f"""
-import asyncio, itertools, signal, sys, time
+import asyncio, contextlib, itertools, signal, sys, threading, time
 from concurrent.futures import wait
 from progress_executor import *
 {OWN_SEMAPHORES}
@@ -86,7 +81,25 @@ def main():
             wait(futures)
         leave(futures)
 
+def interrupt_if_asyncio_loses_a_wake_up(loop):
+    # Where KeyboardInterrupt takes its place, the task stays asleep though what it waits for is there: it takes a third one.
+    def asleep():
+        waiting = {{(task, task._fut_waiter) for task in asyncio.all_tasks(loop)}}
+        return {{(task, waiter) for task, waiter in waiting if waiter is not None and waiter.done()}}
+
+    with contextlib.suppress(RuntimeError):  # the loop is closed
+        while True:
+            time.sleep(0.5)
+            tasks, turns = asleep(), threading.Semaphore(0)
+            for _ in range(3):  # in which the loop wakes whom it has to
+                loop.call_soon_threadsafe(turns.release)
+                turns.acquire()
+            if tasks & asleep():
+                note("wake-up lost")
+                os.kill(os.getpid(), signal.SIGINT)
+
 async def main_in_loop():
+    threading.Thread(target=interrupt_if_asyncio_loses_a_wake_up, args=[asyncio.get_running_loop()], daemon=True).start()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asyncio.current_task().cancel)
     async with make() as executor:
         if moment == "shutdown":
@@ -164,7 +177,7 @@ class Program(Terminal):
         if cleaned:
             assert set(self.noted("cleaned")) == set(self.noted("entered"))
         if self.noted("cleaned"):
-            assert ended - max(self.noted("cleaned").values()) < at_once()
+            assert ended - max(self.noted("cleaned").values()) < loaded(1)
         if (
             "never retrieved" not in self.output
         ):  # where a second Ctrl-C hits a task of the event loop, asyncio tells at length
@@ -172,7 +185,7 @@ class Program(Terminal):
             if not self.noted("never left"):
                 assert self.lines[:2] == ["begun", word], self.text
                 assert not any(self.lines[2:]), self.text
-        assert not left or not self.noted("never left")
+        assert not left or not self.noted("never left") or self.noted("wake-up lost")
         assert self.column == 0
         assert self.settings == self.before
         until(lambda: not self.processes(), "the end of all processes")
@@ -217,8 +230,6 @@ def test_ctrl_c_while_a_worker_starts_lets_the_tasks_of_the_others_clean_up(kind
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize(("kind", "moment"), combinations(["thread", *START_METHODS, "sync"], ["running", "shutdown"], ()))
 def test_ctrl_c_twice_in_a_row(kind, style, moment, second, tmp_path):
-    if (style, second) == ("asyncio", "at once") and kind != "sync":
-        pytest.skip("asyncio may lose the wake-up of a task that way: what asyncio.run waits for then never ends")
     with Program(tmp_path, kind, style, moment) as program:
         program.wait_for_the_moment()
         program.interrupt()
