@@ -394,10 +394,11 @@ def test_tracemalloc_finds_no_growth(kind):
         run_many(executor, 200)
         tracemalloc.start()
         try:
-            (traced,) = growth(lambda: run_many(executor, 200), lambda: (tracemalloc.get_traced_memory()[0],))
+            # What was there before tracemalloc began is replaced by and by, and only then counted.
+            (traced,) = growth(lambda: run_many(executor, 200), lambda: (tracemalloc.get_traced_memory()[0],), 20)
         finally:
             tracemalloc.stop()
-    assert traced < 10_000  # bytes, in a thousand tasks
+    assert traced < 10_000  # bytes, in two thousand tasks
 
 
 # The extension
