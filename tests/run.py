@@ -19,10 +19,10 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 VERSIONS = [(3, minor) for minor in range(11, 15)]
 NEEDED = [(3, 11), (3, 12), (3, 13)]
-ONCE = ["tests/test_cpython.py", "tests/test_screen.py", "tests/test_typing.py"]
-"""What knows nothing of the two forms of the hot path nor of versions; with the newest version only."""
-ONCE_PER_VERSION = ["tests/test_build.py", "tests/test_examples.py"]
-"""What sees both forms, or shows how things look and not what they count; with the compiled form only."""
+ONCE = ["tests/test_cpython.py", "tests/test_examples.py", "tests/test_screen.py", "tests/test_typing.py"]
+"""What knows nothing of the two forms of the hot path, and of versions little: with the newest one only."""
+ONCE_PER_VERSION = ["tests/test_build.py"]
+"""What sees both forms itself: with the compiled one only."""
 ABOUT = """
 import sys, sysconfig
 print(sys.implementation.name, *sys.version_info[:2], sysconfig.get_config_var("Py_GIL_DISABLED") or 0)

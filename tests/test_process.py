@@ -340,7 +340,10 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("presses", [1, 2])
 @pytest.mark.parametrize("delay", [0.0, 0.01, 0.03, 0.1, 0.3])
-@pytest.mark.parametrize(("method", "tasks"), [("fork", 3), ("fork", 3000), ("spawn", 300)])
+@pytest.mark.parametrize(
+    ("method", "tasks"),
+    [("fork", 3), *(pytest.param(*many, marks=pytest.mark.slow) for many in [("fork", 3000), ("spawn", 300)])],
+)
 def test_ctrl_c_at_any_moment_of_starting_and_submitting_ends_the_pool(method, tasks, delay, presses, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SUBMITTING)
