@@ -32,11 +32,6 @@ def until(condition, what="the condition"):
         time.sleep(0.001)
 
 
-def loaded(seconds):
-    """More of them if the machine has more to do than it can."""
-    return seconds * max(1, os.getloadavg()[0] / os.cpu_count())
-
-
 def make_executor(kind, max_workers=2, **kwargs):
     if kind == "sync":
         return SyncProgressExecutor()

@@ -22,7 +22,6 @@ from .conftest import (
     OWN_SEMAPHORES,
     START_METHODS,
     left_by,
-    loaded,
     make_executor,
     needs_shm,
     open_gate,
@@ -406,7 +405,7 @@ def kill_and_check(caller, folder):
     killed = time.monotonic()
     until(lambda: not session(caller.pid), "the end of all processes")
     until(lambda: not left_by(caller.pid), "the end of shared memory and semaphores")
-    assert time.monotonic() - killed < loaded(5)
+    assert time.monotonic() - killed < 5
     # The forkserver's socket, which it does not remove itself, is what the standard library leaves, too.
     assert all(entry.name.startswith("pymp-") for entry in folder.iterdir())
 

@@ -8,7 +8,6 @@ import time
 from asyncio import CancelledError
 from contextlib import suppress
 from math import isfinite
-from multiprocessing.shared_memory import SharedMemory
 
 import pytest
 from hypothesis import given, settings
@@ -33,6 +32,8 @@ from progress_executor._speedups._layout import (
     TOTAL_KIND_BYTE,
     N,
 )
+from progress_executor.arena import Arena
+from progress_executor.executors.process import _end_with_caller
 from progress_executor.slots import EMPTY, Slot
 
 from .conftest import DEADLINE, until
@@ -460,14 +461,13 @@ def sample_thread(slot, updater, name, *numbers):
         thread.join()
 
 
-def write_in_process(module, memory, name):
-    """Writes until it is cancelled."""
-    shared = SharedMemory(memory)
-    progress = importlib.import_module(module).Updater(shared.buf)
+def write_in_process(module, segment, name):
+    """Writes until it is cancelled, or whoever samples is no more."""
+    _end_with_caller()
+    progress = importlib.import_module(module).Updater(segment.slot(0).buffer)
     with suppress(CancelledError):
         WRITERS[name][0](progress, lambda: False)
     progress._detach()
-    shared.close()
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -484,25 +484,25 @@ def test_of_a_million_snapshots_none_is_a_mixture_of_two_writes_of_a_process(mod
 
 def sample_process(module, name, *numbers):
     check = WRITERS[name][1]
-    shared = SharedMemory(create=True, size=SLOT_SIZE)
-    slot = Slot(shared.buf[:SLOT_SIZE])
-    slot.clear()
-    progress = importlib.import_module(module).Updater(slot.buffer)
-    progress._write(1, 1, "1")
-    progress._detach()
-    slot.start(time.time())
-    first = check(slot.snapshot())  # what is told while a write takes too long
-    process = multiprocessing.get_context("spawn").Process(target=write_in_process, args=(module, shared.name, name))
-    process.start()
+    arena = Arena(1)
+    arena.open()
     try:
-        until(lambda: check(slot.snapshot()) != first or not process.is_alive(), "the first write")
-        sample(slot, check, *numbers)
-        slot.cancel()
-        process.join(DEADLINE)
-        assert process.exitcode == 0
+        _, slot = arena.claim()
+        progress = importlib.import_module(module).Updater(slot.buffer)
+        progress._write(1, 1, "1")
+        progress._detach()
+        slot.start(time.time())
+        first = check(slot.snapshot())  # what is told while a write takes too long
+        process = multiprocessing.get_context("spawn").Process(target=write_in_process, args=(module, arena, name))
+        process.start()
+        try:
+            until(lambda: check(slot.snapshot()) != first or not process.is_alive(), "the first write")
+            sample(slot, check, *numbers)
+            slot.cancel()
+            process.join(DEADLINE)
+            assert process.exitcode == 0
+        finally:
+            process.kill()
+            process.join()
     finally:
-        process.kill()
-        process.join()
-        slot.release()
-        shared.close()
-        shared.unlink()
+        arena.close()
