@@ -14,10 +14,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from environments import ROOT, chosen, with_package
+from environments import ROOT, chosen, processors, with_package
 from paths import LIMITS, LONG, NAMES, SHORT
 
 BASELINE = ROOT / "bench" / "baseline.json"
@@ -68,6 +69,12 @@ class Subject:
         if answer.returncode:
             sys.exit(f"CPython {self.version}: {arguments[0]} failed:\n{answer.stderr[-3000:]}")
         return answer.stdout
+
+    def count(self, valgrind: str | None) -> dict[str, Any]:
+        return {
+            "instructions": self.instructions(valgrind) if valgrind else None,
+            "calls": {implementation: self.calls(implementation) for implementation in self.implementations},
+        }
 
     def calls(self, implementation: str) -> dict[str, dict[str, float]]:
         switch = {"PROGRESS_EXECUTOR_NO_EXTENSIONS": "1"} if implementation == "python" else {}
@@ -170,18 +177,18 @@ def main() -> int:
     else:
         found, absent = chosen(options.python)
     notes, failed = [f"CPython {version}: not checked, it is not on this machine" for version in absent], []
-    for version, interpreter in found.items():
-        python = interpreter if options.source else with_package(version, interpreter)
-        with tempfile.TemporaryDirectory() as folder:
-            scripts = shutil.copytree(ROOT / "bench", Path(folder) / "bench", ignore=shutil.ignore_patterns("__pycache__"))
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(processors()) as pool:
+        scripts = shutil.copytree(ROOT / "bench", Path(folder) / "bench", ignore=shutil.ignore_patterns("__pycache__"))
+        counting = []
+        for version, interpreter in found.items():
+            python = interpreter if options.source else with_package(version, interpreter)
             subject = Subject(version, python, scripts, options.source and options.source.resolve())
-            print(f"\nCPython {version}: {subject.identity}", flush=True)
-            if "cython" not in subject.implementations:
-                notes.append(f"CPython {version}: THE SPEEDUPS WERE NOT BUILT, only the interpreted form is checked")
-            measured: dict[str, Any] = {
-                "instructions": subject.instructions(valgrind) if valgrind else None,
-                "calls": {implementation: subject.calls(implementation) for implementation in subject.implementations},
-            }
+            counting.append((version, subject, pool.submit(subject.count, valgrind)))
+    for version, subject, future in counting:
+        measured = future.result()
+        print(f"\nCPython {version}: {subject.identity}", flush=True)
+        if "cython" not in subject.implementations:
+            notes.append(f"CPython {version}: THE SPEEDUPS WERE NOT BUILT, only the interpreted form is checked")
         if options.renew:
             if "cython" not in subject.implementations:
                 sys.exit("a baseline needs both forms: the extension was not built")

@@ -21,8 +21,10 @@ VERSIONS = [(3, minor) for minor in range(11, 15)]
 NEEDED = [(3, 11), (3, 12), (3, 13)]
 ONCE = ["tests/test_cpython.py", "tests/test_examples.py", "tests/test_screen.py", "tests/test_typing.py"]
 """What knows nothing of the two forms of the hot path, and of versions little: with the newest one only."""
-ONCE_PER_VERSION = ["tests/test_build.py"]
-"""What sees both forms itself: with the compiled one only."""
+ONCE_PER_VERSION = ["tests/test_build.py", "tests/test_demo.py", "tests/test_slots.py", "tests/test_updater.py"]
+"""What sees both forms itself, or neither: with the compiled one only."""
+SLOW_IN_BOTH = ["tests/test_fuzz.py", "tests/test_killed.py", "tests/test_lives.py", "tests/test_memory.py"]
+"""Where the slow tests, too, are for both forms: what happens while a task is in the hot path."""
 ABOUT = """
 import sys, sysconfig
 print(sys.implementation.name, *sys.version_info[:2], sysconfig.get_config_var("Py_GIL_DISABLED") or 0)
@@ -103,8 +105,7 @@ class Run(NamedTuple):
 
 
 def runs_on(version: tuple[int, int], interpreter: str, newest: bool, slow: bool, arguments: list[str]) -> list[Run]:
-    """In the compiled form, if it could be built, and in the interpreted one."""
-    python = f"CPython {version[0]}.{version[1]}"
+    """In the compiled form, if it could be built, and in the interpreted one; in parts that take minutes each."""
     environment = prepare(f"test-{version[0]}.{version[1]}", interpreter, "test")
     env = {**os.environ, "PROGRESS_EXECUTOR_SOURCE": str(ROOT)}
     env.pop("PROGRESS_EXECUTOR_NO_EXTENSIONS", None)
@@ -112,14 +113,18 @@ def runs_on(version: tuple[int, int], interpreter: str, newest: bool, slow: bool
     if implementation(environment, env) != "cython":
         envs.pop()
     runs = []
-    for env in envs:
-        name, options = f"{python}, {implementation(environment, env)}", []
-        if slow:
-            name += ", with the slow ones"
-            options += ["-m", "not browser"]
-        left_out = (ONCE_PER_VERSION if runs else []) + (ONCE if runs or not newest else [])
-        options += [f"--ignore={path}" for path in left_out]
-        runs.append(Run(name, environment, env, [*options, *arguments]))
+    for first, env in zip((True, False), envs, strict=False):
+        name = f"CPython {version[0]}.{version[1]}, {implementation(environment, env)}"
+        marked = ["-m", "not browser"] if first and slow else []
+        if arguments:
+            runs += [Run(name, environment, env, [*marked, *arguments])]
+            continue
+        left_out = [f"--ignore={path}" for path in (ONCE if first else ONCE + ONCE_PER_VERSION)]
+        runs += [Run(name, environment, env, [*marked, *left_out])]
+        if first and newest:
+            runs += [Run(f"{name}, once", environment, env, [*marked, *ONCE])]
+        if not first and slow:
+            runs += [Run(f"{name}, slow", environment, env, ["-m", "slow", *SLOW_IN_BOTH])]
     return runs
 
 
@@ -140,7 +145,7 @@ def main() -> int:
     parser.add_argument("--only", metavar="X.Y", help="one version")
     parser.add_argument("--all", action="store_true", help="with the slow ones, on the newest version")
     parser.add_argument("--browser", action="store_true", help="the tests in a browser, and no others")
-    parser.add_argument("arguments", nargs="*", help="for pytest")
+    parser.add_argument("arguments", nargs="*", help="for pytest, in the place of what has to run in each form and version")
     options = parser.parse_args()
     if options.browser:
         return run_in_browser(options.arguments)
