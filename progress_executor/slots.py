@@ -31,8 +31,10 @@ from ._speedups._layout import (
 )
 from .state import PENDING, RUNNING, ProgressState
 
-_MAX_TRIES = 100
-_SPINS = 20
+_TRIES = 100
+LAST_TRIES = 500
+"""For the final state, which nobody reads again: some 0.1 s."""
+_SPINS, _YIELDS = 20, 50
 
 _empty = bytearray(SLOT_SIZE)
 _empty[TOTAL_KIND_BYTE] = NONE
@@ -83,10 +85,10 @@ class Slot:
         fence()
         return self.buffer[CALLER_BYTE] != CANCEL
 
-    def snapshot(self) -> ProgressState:
+    def snapshot(self, tries: int = _TRIES) -> ProgressState:
         """n, total and status, all from the same write.
 
-        Gives up after `_MAX_TRIES` torn reads and returns the last consistent snapshot: a worker killed between two
+        Gives up after `tries` torn reads and returns the last consistent snapshot: a worker killed between two
         stores leaves the sequence odd for ever.
 
         This is a seqlock: the writer makes the sequence odd, writes, makes it even; what was read between two equal even
@@ -104,7 +106,7 @@ class Slot:
         if not 0 < self._doubles[STARTED_AT] < inf:
             return ProgressState(n=0, total=None, status=PENDING)
         known, kind, state = self._known
-        for attempt in range(_MAX_TRIES):
+        for attempt in range(tries):
             sequence = self._words[SEQUENCE]
             if not sequence & 1:
                 fence()
@@ -119,7 +121,9 @@ class Slot:
                     except ValueError:  # nothing that an Updater writes
                         pass
                     break
-            if attempt >= _SPINS:  # a writer in a thread of this process needs the GIL to go on
+            if attempt >= _YIELDS:  # on a busy machine the writer waits for a processor
+                sleep(0.0001)
+            elif attempt >= _SPINS:  # a writer in a thread of this process needs the GIL to go on
                 sleep(0)
         return state.copy()
 

@@ -15,7 +15,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from .delivery import INTERVAL, Board, Feed, Ticker
-from .slots import Slot
+from .slots import LAST_TRIES, Slot
 from .state import CANCELLED, DONE, FAILED, PENDING, RUNNING, ProgressState
 
 
@@ -133,7 +133,7 @@ class Task:
         if slot is None:
             final = _WITHOUT_PROGRESS[status]
         else:
-            final = slot.snapshot()
+            final = slot.snapshot(LAST_TRIES)
             final["status"] = status
         self._final = final
         self.slot = None

@@ -33,8 +33,10 @@ from progress_executor._speedups._layout import (
     N,
 )
 from progress_executor.arena import Arena
+from progress_executor.delivery import Board
 from progress_executor.executors.process import _end_with_caller
 from progress_executor.slots import EMPTY, Slot
+from progress_executor.tasks import Task
 
 from .conftest import DEADLINE, until
 
@@ -137,6 +139,24 @@ def test_a_write_that_never_ends_gives_the_last_consistent_snapshot(slot, update
     progress._write(4, 6, "y")
     slot.buffer.cast("q")[SEQUENCE] |= 1
     assert slot.snapshot() == before == {"n": 3, "total": 5, "status": "x"}
+
+
+def test_the_final_state_waits_for_a_write_whose_thread_waits_for_a_processor(slot, updater, monkeypatch):
+    task = Task(Board(), None)
+    task.start(slot, time.time())
+    updater(slot.buffer).n = 42
+    slot.buffer.cast("q")[SEQUENCE] |= 1
+    pauses = []
+
+    def end_the_write_at_last(seconds):
+        pauses.append(seconds)
+        if len(pauses) == 300:
+            slot.buffer.cast("q")[SEQUENCE] += 1
+
+    monkeypatch.setattr(slots, "sleep", end_the_write_at_last)
+    task.finish("done")
+    assert task.snapshot() == {"n": 42, "total": None, "status": "done"}
+    assert pauses[-1] > 0  # and not only the GIL
 
 
 def test_a_write_that_never_ended_says_running_if_there_was_no_snapshot_before(slot):
