@@ -31,10 +31,10 @@ from ._speedups._layout import (
 )
 from .state import PENDING, RUNNING, ProgressState
 
+_SPINS = 20
 _TRIES = 100
 LAST_TRIES = 500
-"""For the final state, which nobody reads again: some 0.1 s."""
-_SPINS, _YIELDS = 20, 50
+"""For the final state, which nobody reads again: those beyond the usual ones take some 0.1 s."""
 
 _empty = bytearray(SLOT_SIZE)
 _empty[TOTAL_KIND_BYTE] = NONE
@@ -121,7 +121,7 @@ class Slot:
                     except ValueError:  # nothing that an Updater writes
                         pass
                     break
-            if attempt >= _YIELDS:  # on a busy machine the writer waits for a processor
+            if attempt >= _TRIES:  # on a busy machine the writer waits for a processor
                 sleep(0.0001)
             elif attempt >= _SPINS:  # a writer in a thread of this process needs the GIL to go on
                 sleep(0)

@@ -221,9 +221,9 @@ def test_a_worker_killed_between_two_stores_leaves_the_last_state_that_was_seen(
 
 
 @needs_shm
-def test_a_state_written_by_half_is_read_without_waiting(process_pool, tmp_path):
+def test_a_state_written_by_half_is_read_without_waiting(process_pool, tmp_path, gate):
     # The writer is stopped there, and not dead: the pool goes on, and so does whoever asks.
-    future = process_pool.submit(jobs.stop_between_two_stores, str(tmp_path / "half"), str(tmp_path / "gate"))
+    future = process_pool.submit(jobs.stop_between_two_stores, str(tmp_path / "half"), gate)
     until(lambda: future.state == DYING)
     open_gate(tmp_path / "half")
     until(lambda: _slot_of(future)._words[jobs.SEQUENCE] & 1, "the half of a write")
@@ -234,7 +234,7 @@ def test_a_state_written_by_half_is_read_without_waiting(process_pool, tmp_path)
     with pytest.raises(TimeoutError):
         future.result(timeout=0.01)
     assert process_pool.submit(jobs.count, 3).result() == 3
-    open_gate(tmp_path / "gate")
+    open_gate(gate)
     future.result()
     assert future.state == {"n": 8, "total": 9, "status": "done"}
 
