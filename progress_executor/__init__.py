@@ -11,8 +11,12 @@ from .groups import ProgressGroup
 from .state import GroupState, ProgressState
 
 if TYPE_CHECKING:
+    from .executors.dask import (
+        DaskProgressExecutor as DaskProgressExecutor,
+    )  # not in __all__: where Dask is not, `*` is harmless
     from .executors.process import ProcessPoolProgressExecutor
 
+# Without DaskProgressExecutor: `import *` is to work where Dask is not installed.
 __all__ = [
     "IMPLEMENTATION",
     "GroupState",
@@ -35,4 +39,11 @@ def __getattr__(name: str) -> Any:
 
         globals()[name] = ProcessPoolProgressExecutor
         return ProcessPoolProgressExecutor
+    if name == "DaskProgressExecutor":
+        from .executors.dask import (
+            DaskProgressExecutor as DaskProgressExecutor,
+        )  # not in __all__: where Dask is not, `*` is harmless
+
+        globals()[name] = DaskProgressExecutor
+        return DaskProgressExecutor
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

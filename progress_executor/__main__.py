@@ -6,6 +6,7 @@
 import argparse
 import contextlib
 import hashlib
+import importlib.util
 import io
 import os
 import stat
@@ -14,7 +15,7 @@ import sysconfig
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from . import (
     ProcessPoolProgressExecutor,
@@ -27,10 +28,26 @@ from . import (
 
 CHUNK = 1 << 20
 
-EXECUTORS: dict[str, Callable[[int], ProgressExecutor]] = {
-    "thread": lambda workers: ThreadPoolProgressExecutor(workers),
-    "process": lambda workers: ProcessPoolProgressExecutor(workers),
-    "sync": lambda workers: SyncProgressExecutor(),
+
+@contextlib.contextmanager
+def _on_dask(workers: int, scheduler: str | None) -> Iterator[ProgressExecutor]:
+    from distributed import Client
+
+    from . import DaskProgressExecutor
+
+    cluster: dict[str, Any] = {"address": scheduler}
+    if scheduler is None:
+        cluster = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
+    client = Client(**cluster, set_as_default=False)  # type: ignore[no-untyped-call]
+    with client, DaskProgressExecutor(client) as executor:
+        yield executor
+
+
+EXECUTORS: dict[str, Callable[[int, str | None], contextlib.AbstractContextManager[ProgressExecutor]]] = {
+    "thread": lambda workers, _: ThreadPoolProgressExecutor(workers),
+    "process": lambda workers, _: ProcessPoolProgressExecutor(workers),
+    "sync": lambda workers, _: SyncProgressExecutor(),
+    "dask": _on_dask,
 }
 
 
@@ -149,7 +166,12 @@ def main(argv: list[str] | None = None) -> int:
         "--executor", choices=EXECUTORS, default="process", help="where the tasks run (default: %(default)s)"
     )
     parser.add_argument("--workers", type=_number_of_workers, default=os.cpu_count() or 1, help="default: %(default)s")
+    parser.add_argument("--scheduler", metavar="ADDRESS", help="of Dask's; default: that of a local cluster")
     options = parser.parse_args(argv)
+    if options.scheduler and options.executor != "dask":
+        parser.error("--scheduler is for --executor dask")
+    if options.executor == "dask" and importlib.util.find_spec("distributed") is None:
+        parser.error("--executor dask needs Dask: install progress-executor[dask]")
     paths = options.paths or standard_library()
     for path in paths:
         if not os.path.exists(path):
@@ -162,7 +184,7 @@ def main(argv: list[str] | None = None) -> int:
     status = 0
     futures = {}
     try:
-        with _clean_ctrl_c(), EXECUTORS[options.executor](options.workers) as executor:
+        with _clean_ctrl_c(), EXECUTORS[options.executor](options.workers, options.scheduler) as executor:
             for index, path in enumerate(paths):
                 future = futures[index] = executor.submit(digest_folder, path)
                 bar = {"desc": os.path.basename(path) or path, **look}

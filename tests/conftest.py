@@ -1,6 +1,7 @@
 """Fixtures: executors of every kind, and the proof after each test that it left nothing behind."""
 
 import contextlib
+import importlib.util
 import multiprocessing
 import os
 import signal
@@ -15,13 +16,20 @@ from progress_executor import ProcessPoolProgressExecutor, SyncProgressExecutor,
 DEADLINE = 30
 """Seconds after which a wait for an event has failed; no test passes by waiting that long."""
 
-CONCURRENT = ["thread", "process"]
+DASK = importlib.util.find_spec("distributed") is not None
+CONCURRENT = ["thread", "process", *(["dask"] if DASK else [])]
 KINDS = [*CONCURRENT, "sync"]
 START_METHODS = ["fork", "forkserver", "spawn"]
 
 
 # A shell ignores SIGINT in what it starts in the background, and programs inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+if DASK:
+    from distributed import Client
+
+    from progress_executor import DaskProgressExecutor
 
 
 def until(condition, what="the condition"):
@@ -37,6 +45,17 @@ def make_executor(kind, max_workers=2, **kwargs):
         return SyncProgressExecutor()
     if kind == "thread":
         return ThreadPoolProgressExecutor(max_workers, **kwargs)
+    if kind == "dask":
+        client = Client(
+            n_workers=1,
+            threads_per_worker=max_workers,
+            processes=False,
+            dashboard_address="127.0.0.1:0",
+            set_as_default=False,
+        )
+        executor = DaskProgressExecutor(client)
+        executor._owns_client = True
+        return executor
     if kind in START_METHODS:
         kwargs["mp_context"] = multiprocessing.get_context(kind)
     return ProcessPoolProgressExecutor(max_workers, **kwargs)

@@ -339,3 +339,19 @@ def leave_a_thread_writing(progress):
     thread = threading.Thread(target=write)
     thread.start()
     time.sleep(0.001)
+
+
+def report_pid(gate, progress):
+    """Tells in which process it runs, and steps."""
+    progress.status = str(os.getpid())
+    return step_until(gate, progress)
+
+
+def report_pid_and_wait(gate, progress):
+    progress.status = str(os.getpid())
+    wait_for(gate)
+    progress.update()
+
+
+def kill_oneself():
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,420 @@
+"""`DaskProgressExecutor`: tasks run on the workers of a Dask cluster; the slots are there, and `relay.py` tells of them.
+
+A task's life is Dask's: it is queued, run, lost and run again as Dask does. Only cancelling goes past it, for Dask would
+throw away what a task returns all the same: the workers are asked themselves, and say which of them has the task.
+"""
+
+import asyncio
+import contextlib
+import inspect
+import io
+import itertools
+import pickle
+import threading
+import uuid
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from time import time
+from typing import Any
+
+try:
+    import cloudpickle  # type: ignore[import-untyped]
+    import distributed
+except ImportError as error:
+    raise ImportError("DaskProgressExecutor needs Dask's distributed: install progress-executor[dask]") from error
+
+from .. import __version__
+from ..delivery import Board, logger
+from ..futures import ProgressFuture
+from ..state import CANCELLED, DONE, RUNNING, ProgressState
+from ..tasks import Call, Task, takes_progress
+from .base import ProgressExecutor, executors_to_leave, leave_all
+
+OPTIONS = frozenset({"workers", "resources", "retries", "priority", "key", "allow_other_workers", "fifo_timeout"})
+"""What `distributed.Client.submit` takes beside the function and its arguments."""
+
+_BATCH = 0.005
+"""Seconds for which cancellations are gathered, to ask the workers once."""
+_PATIENCE = 1.0
+"""Seconds after which they are asked again: what runs on one of them now may not have been there the last time."""
+
+
+class _RemoteSlot:
+    """What is known here of a slot on a worker; takes the place of a `Slot`."""
+
+    def __init__(self) -> None:
+        self.state = ProgressState(n=0, total=None, status=RUNNING)
+
+    def snapshot(self) -> ProgressState:
+        return self.state.copy()
+
+
+class DaskTask(Task):
+    """A task on a cluster."""
+
+    dask_future: "distributed.Future[bytes] | None" = None
+    lost = False  # whether no worker had it when they were asked last
+    future: ProgressFuture[Any]
+
+    def __init__(self, board: Board, call: Call, executor: "DaskProgressExecutor", number: int) -> None:
+        super().__init__(board, call)
+        self.executor = executor
+        self.number = number
+        self._run_id = -1
+
+    @property
+    def lazy(self) -> bool:  # type: ignore[override]
+        return bool(
+            self.executor.client.asynchronous
+        )  # not that it runs here; but who waits here is to hear that they cannot
+
+    def run_here(self) -> None:
+        self.executor._may_block()
+
+    def request_cancel(self) -> bool:
+        if self.finished:
+            return False
+        self.cancel_requested = True
+        self.executor._stop(self.number)
+        return True
+
+    def hear(self, run_id: int, seconds: float, state: ProgressState) -> None:
+        """It has been running for so many `seconds`; in its attempt `run_id`, the highest of which counts."""
+        if run_id < self._run_id:
+            return
+        if run_id > self._run_id:
+            self._run_id = run_id
+            self._begin(time() - seconds)
+        self.slot.state = state  # type: ignore[union-attr]
+
+    def _begin(self, now: float) -> None:
+        again, self.started_at = self.started_at is not None, now
+        if not self.start(_RemoteSlot(), None):  # type: ignore[arg-type]
+            self.executor._stop(self.number)  # where it runs now they may not have been asked
+        if not again:
+            self.future.set_running_or_notify_cancel()
+        if self.finished:  # meanwhile, in the other thread
+            self.board.running.discard(self)
+
+    # What follows is called in the thread that ends futures.
+
+    def conclude(self, outcome: bytes) -> None:
+        """Take over what `relay.run` has returned."""
+        if self.finished:  # or what Dask says of a task that nobody runs any more
+            return
+        stream = io.BytesIO(outcome)
+        state: ProgressState = pickle.load(stream)
+        if self.slot is None:  # a short one, of which no worker has told
+            self._begin(time())
+        self.slot.state = state  # type: ignore[union-attr]
+        try:
+            value = pickle.load(stream)
+        except Exception as error:
+            self.fail(error)
+            return
+        if state["status"] == DONE:
+            self._end(lambda future: future.set_result(value))
+        elif state["status"] == CANCELLED:
+            self.conclude_cancelled()
+        else:
+            self.fail(value)
+
+    def conclude_cancelled(self) -> None:
+        self.cancel_requested = True
+        self.fail(asyncio.CancelledError())
+
+    def fail(self, error: BaseException) -> None:
+        self._end(lambda future: future.set_exception(error))
+
+    def _end(self, set_outcome: Callable[[Future[Any]], None]) -> None:
+        if not self.finished:
+            set_outcome(self.future)
+            del self.future, self.dask_future  # the one is a cycle; without the other, Dask forgets the task
+            self.executor._forget(self)
+
+
+class DaskFuture(ProgressFuture[Any]):
+    """A future of a task on a cluster, where only the workers know whether it has begun."""
+
+    _task: DaskTask
+
+    def cancel(self) -> bool:
+        if self.done():
+            return self.cancelled()
+        return self._task.request_cancel() or self._task.snapshot()["status"] == CANCELLED
+
+
+class DaskProgressExecutor(ProgressExecutor):
+    """Runs tasks on the cluster of `client`, a `distributed.Client`; without one, on a local cluster of its own.
+
+    Dask's own options may be given to `submit`: `workers`, `resources`, `retries`, `priority`, `key`,
+    `allow_other_workers` and `fifo_timeout`. A keyword is Dask's unless the function has a parameter of that name, or takes
+    any keyword. Dask futures among the arguments are replaced by their values on the cluster.
+
+    ConnectionError is the outcome of all tasks if the connection to the scheduler is lost.
+    """
+
+    def __init__(self, client: "distributed.Client | None" = None) -> None:
+        self._owns_client = client is None
+        if client is None:
+            client = distributed.Client(dashboard_address="127.0.0.1:0", set_as_default=False)  # type: ignore[no-untyped-call]
+            weakref.finalize(self, client.close)
+        self.client: Any = client
+        self._topic = f"progress_executor-{uuid.uuid4().hex}"
+        self._numbers = itertools.count()
+        self._tasks: dict[int, DaskTask] = {}
+        self._connection: object = None
+        self._arrived: list[DaskTask] = []
+        self._gathering = False
+        self._to_stop: deque[int] = deque()
+        self._asking = False
+        # Not the client's own thread: in there no done callback could wait for anything of Dask's, and a slow one would
+        # have the scheduler take the client for lost.
+        self._ending = ThreadPoolExecutor(1, "progress_executor")
+        self._closed = False
+        self._over = threading.Event()
+        self._set_up()
+        executors_to_leave.add(self)
+
+    def _enqueue(self, call: Call) -> ProgressFuture[Any]:
+        fn, _, kwargs = call
+        options = _take_options(fn, kwargs)
+        task = DaskTask(self._board, call, self, next(self._numbers))
+        future = task.future = DaskFuture._adopt(Future(), task)
+        try:
+            pickled = io.BytesIO()
+            pickler = _Pickler(pickled)
+            pickler.dump(call)
+            packet = pickle.dumps((self._topic, task.number, takes_progress(call), pickled.getvalue()))
+        except Exception as error:
+            future.set_exception(error)
+            return future
+        task.call = None  # it is on its way
+        key = options.pop("key", None) or f"{getattr(fn, '__name__', type(fn).__name__)}-{uuid.uuid4().hex}"
+        if key in self.client.futures:
+            raise ValueError(f"there is a task with the key {key!r}, which would share its fate")
+        with self._leaving:
+            if self._closed:
+                raise RuntimeError("cannot schedule new futures after shutdown")
+            self._listen()
+            self._tasks[task.number] = task
+            try:
+                task.dask_future = self.client.submit(_RUN, packet, *pickler.futures, key=key, **options)
+            except BaseException:
+                del self._tasks[task.number]
+                raise
+        self.client.loop.add_callback(self._follow, task)
+        return future
+
+    # In the client's event loop
+
+    def _listen(self) -> None:
+        """Have the workers' events heard; again after the client has lost its connection and found another."""
+        if self._connection is not self.client.scheduler_comm:
+            self._connection = self.client.scheduler_comm
+            self.client.subscribe_topic(self._topic, _weakly(self._hear))
+
+    def _hear(self, event: tuple[float, bytes]) -> None:
+        for number, run_id, seconds, n, total, status in pickle.loads(event[1]):
+            task = self._tasks.get(number)
+            if task is not None:
+                task.hear(run_id, seconds, ProgressState(n=n, total=total, status=status))
+
+    async def _follow(self, task: DaskTask) -> None:
+        """Wait for Dask to end the task."""
+        future: Any = task.dask_future
+        while future.status in ("pending", "lost"):
+            await future._state.wait()
+        if future.status == "finished":
+            self._arrived.append(task)
+            if not self._gathering:
+                self._gathering = True
+                await self._gather()
+        elif future.status == "error":
+            error = await future._exception()
+            self._conclude(task.fail, error.with_traceback(await future._traceback()))
+        elif self.client.status != "running" or self.client.scheduler_comm is not self._connection:
+            self._conclude(task.fail, ConnectionError("the connection to the Dask scheduler was lost"))
+        else:  # somebody else has cancelled it, or restarted the cluster
+            task.request_cancel()
+
+    async def _gather(self) -> None:
+        """Fetch the outcomes of the tasks that have arrived meanwhile, all at once."""
+        while self._arrived:
+            tasks, self._arrived = self._arrived, []
+            outcomes = await self._fetch(tasks)
+            for task, outcome in zip(tasks, outcomes, strict=True):
+                self._conclude(task.fail if isinstance(outcome, Exception) else task.conclude, outcome)
+        self._gathering = False
+
+    async def _fetch(self, tasks: Sequence[DaskTask]) -> Sequence[Any]:
+        try:
+            outcomes: list[bytes] = await self.client._gather([task.dask_future for task in tasks])
+            return outcomes
+        except Exception as error:
+            if len(tasks) == 1:
+                return [error]
+            return [(await self._fetch([task]))[0] for task in tasks]
+
+    def _stop(self, number: int) -> None:
+        """Have the workers asked to stop this task; from any thread."""
+        self._to_stop.append(number)
+        if not self._asking:
+            self._asking = True
+            self.client.loop.add_callback(self._ask)
+
+    async def _ask(self) -> None:
+        """Ask all workers to stop what is to be stopped, and conclude what none of them has begun, nor will."""
+        await asyncio.sleep(_BATCH)
+        self._asking = False
+        numbers = set()
+        while self._to_stop:
+            numbers.add(self._to_stop.popleft())
+        try:
+            answers = await self.client._run(_CANCEL, self._topic, tuple(numbers), on_error="return")
+        except Exception:  # without a scheduler, `_follow` ends them
+            return
+        answered = [answer for answer in answers.values() if not isinstance(answer, Exception)]
+        running = {number for answer in answered for number in answer[0]}
+        ended = {number for answer in answered for number in answer[1]}
+        silent = any(isinstance(answer, OSError) for answer in answers.values())
+        for number in numbers & self._tasks.keys():
+            task = self._tasks[number]
+            future = task.dask_future
+            given_up = future is not None and future.status == "cancelled"
+            nowhere = not silent and number not in running and (given_up or number not in ended)
+            if nowhere and (given_up or task.lost or task.slot is None):
+                self._conclude(task.conclude_cancelled)
+            else:
+                # One that had begun was lost with its worker; but what it returned before may just be on its way.
+                task.lost = nowhere
+                self.client.loop.call_later(_PATIENCE, self._stop, number)
+
+    # The end
+
+    def _conclude(self, how: Callable[..., None], *args: Any) -> None:
+        self._ending.submit(_log_errors, how, *args)
+
+    def _forget(self, task: DaskTask) -> None:
+        """It has ended; called in the thread in which tasks do."""
+        del self._tasks[task.number]
+        if self._closed and not self._tasks:
+            self._close()
+
+    def _close(self) -> None:
+        """In the thread that ends futures, and for which nothing is left to do."""
+        if not self._over.is_set():
+            self._ending.shutdown(wait=False)
+            if self._owns_client:
+                self.client.close()
+            elif self._connection is not None and self.client.status == "running":
+                self.client.unsubscribe_topic(self._topic)
+            self._over.set()
+
+    def _may_block(self) -> None:
+        if self._tasks and self.client.asynchronous:
+            raise RuntimeError("this would block the event loop in which the Dask client runs: await the future")
+
+    def _leave(self) -> None:
+        self._may_block()
+        super()._leave()
+
+    def _shut_down(self, wait: bool) -> None:
+        self._closed = True
+        if not self._tasks:
+            with contextlib.suppress(RuntimeError):  # it was done already
+                self._ending.submit(self._close)
+        if wait:
+            self._over.wait()
+
+    def _ended(self) -> bool:
+        self._shut_down(wait=False)
+        return self._over.is_set()
+
+    def _cancel_pending(self) -> None:
+        for task in tuple(self._tasks.values()):
+            if not task.future.running():
+                task.request_cancel()
+
+
+def _take_options(fn: Callable[..., Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Take from `kwargs` what is not for the function but for Dask."""
+    names = OPTIONS.intersection(kwargs)
+    if names:
+        try:
+            parameters = inspect.signature(fn).parameters
+        except ValueError:  # a builtin that does not tell
+            return {}
+        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+            return {}
+        names -= parameters.keys()
+    return {name: kwargs.pop(name) for name in names}
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """Collects the Dask futures instead of pickling them: Dask sees to it that their values come to the worker."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file)
+        self.futures: list[distributed.Future[Any]] = []
+
+    def persistent_id(self, thing: object) -> int | None:
+        if not isinstance(thing, distributed.Future):
+            return None
+        self.futures.append(thing)
+        return len(self.futures) - 1
+
+
+class _ByValue:
+    """Stands for a function, and is unpickled as that, also where this package is not: on a scheduler, say."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        function.__module__ = "__main__"  # what cloudpickle takes along
+        self._pickled = cloudpickle.dumps(function)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return pickle.loads, (self._pickled,)
+
+    def __call__(self) -> None:
+        """Never called; but `submit` asks for a callable."""
+
+
+def _run(packet: bytes, *values: Any, version: str = __version__) -> bytes:
+    try:
+        from progress_executor.executors import relay
+    except ImportError as error:
+        raise ImportError(f"this Dask worker needs progress-executor {version}, with its extra `dask`: {error}") from error
+    return relay.run(packet, *values)
+
+
+def _cancel(topic: str, numbers: Sequence[int], dask_worker: Any) -> tuple[list[int], list[int]]:
+    from progress_executor.executors import relay
+
+    return relay.Relay.of(dask_worker).cancel(topic, numbers)
+
+
+_RUN, _CANCEL = _ByValue(_run), _ByValue(_cancel)
+
+
+def _log_errors(fn: Callable[..., None], *args: Any) -> None:
+    try:
+        fn(*args)
+    except Exception:
+        logger.exception("a task on Dask could not be ended")
+
+
+def _weakly(method: Callable[[Any], None]) -> Callable[[Any], None]:
+    """The bound method, which does not keep its object alive."""
+    reference = weakref.WeakMethod(method)
+
+    def call(argument: Any) -> None:
+        method = reference()
+        if method is not None:
+            method(argument)
+
+    return call
+
+
+threading._register_atexit(leave_all)  # type: ignore[attr-defined]

@@ -1,0 +1,581 @@
+"""What is Dask's own: its options, its ways to lose tasks and to run them again, its clients."""
+
+import asyncio
+import concurrent.futures
+import contextlib
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from . import jobs
+from .conftest import DEADLINE, open_gate, until
+from .test_futures import watch
+
+distributed = pytest.importorskip("distributed", reason="Dask's distributed is not installed: it is the extra `dask`")
+
+from progress_executor import DaskProgressExecutor, __version__  # noqa: E402
+
+LOCAL = {"processes": False, "dashboard_address": "127.0.0.1:0"}
+
+
+@pytest.fixture
+def cluster():
+    """Two workers in this process, of two threads each."""
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=2, **LOCAL) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def client(cluster):
+    with distributed.Client(cluster, set_as_default=False) as client:
+        yield client
+
+
+@pytest.fixture
+def executor(client):
+    with DaskProgressExecutor(client) as executor:
+        yield executor
+
+
+def worker_of(*args, **kwargs):
+    return distributed.get_worker().address
+
+
+# Submitting
+
+
+def test_the_options_of_dask_are_taken_from_a_function_that_does_not_know_them(executor, cluster):
+    addresses = [worker.address for worker in cluster.workers.values()]
+    for address in addresses:
+        options = {"workers": [address], "priority": 10, "fifo_timeout": "1 s", "allow_other_workers": False}
+        assert executor.submit(worker_only, **options).result() == address
+    future = executor.submit(jobs.count, 3, key="my key", retries=1)
+    assert "my key" in executor.client.futures
+    assert future.result() == 3
+
+
+def worker_only():
+    return worker_of()
+
+
+def test_a_function_keeps_the_keywords_that_it_knows(executor):
+    assert executor.submit(lambda retries, key=None: (retries, key), retries=2, key="mine").result() == (2, "mine")
+    assert executor.submit(lambda **kwargs: kwargs, workers=1, resources=2).result() == {"workers": 1, "resources": 2}
+
+
+def test_resources_are_waited_for(executor):
+    future = executor.submit(jobs.count, 3, resources={"none such": 1})
+    with pytest.raises(TimeoutError):
+        future.result(0.3)
+    assert future.state["status"] == "pending"
+    assert future.cancel()
+    until(future.cancelled)
+
+
+def test_a_key_that_is_in_use_is_refused(executor, gate):
+    future = executor.submit(jobs.step_until, gate, key="once")
+    with pytest.raises(ValueError, match="once"):
+        executor.submit(jobs.count, 3, key="once")
+    open_gate(gate)
+    future.result()
+    until(lambda: "once" not in executor.client.futures)
+    assert executor.submit(jobs.count, 3, key="once").result() == 3
+
+
+def test_a_wrong_option_is_the_callers_error(executor):
+    with pytest.raises(ValueError, match="allow_other_workers"):
+        executor.submit(jobs.count, 3, allow_other_workers=True)
+
+
+def test_equal_calls_are_two_tasks(executor, gate):
+    futures = [executor.submit(jobs.step_until, gate) for _ in range(2)]
+    until(lambda: all(future.running() for future in futures))
+    assert futures[0].cancel()
+    until(futures[0].cancelled)
+    assert not futures[1].done()
+    open_gate(gate)
+
+
+def test_dask_futures_among_the_arguments_are_their_values_however_deep(executor, client):
+    one, two = client.submit(jobs.add, 0), client.submit(jobs.add, 1)
+
+    def add(a, things, *, b):
+        return a + things["list"][0] + things["list"][1][0] + b
+
+    assert executor.submit(add, one, {"list": [two, (one,)]}, b=two).result() == 6
+
+
+def test_a_dask_future_that_failed_fails_the_task(executor, client):
+    failed = client.submit(jobs.fail)
+    assert isinstance(executor.submit(jobs.add, failed).exception(), ValueError)
+
+
+def test_what_cannot_be_pickled_is_its_own_tasks_error_at_once(executor):
+    for future in (
+        executor.submit(jobs.add, threading.Lock()),
+        executor.submit(lambda: threading.Lock()),
+        executor.submit(raise_unpicklable),
+    ):
+        assert future.exception(DEADLINE) is not None
+        assert future.state["status"] == "failed"
+    assert executor.submit(jobs.add, 1).result() == 2
+
+
+def raise_unpicklable():
+    error = ValueError("unpicklable")
+    error.lock = threading.Lock()
+    raise error
+
+
+def test_a_worker_without_the_package_says_what_it_needs(executor, monkeypatch):
+    monkeypatch.setitem(sys.modules, "progress_executor.executors", None)
+    error = executor.submit(jobs.add, 1).exception()
+    assert isinstance(error, ImportError)
+    assert f"progress-executor {__version__}" in str(error)
+
+
+def test_without_dask_the_import_says_which_extra_to_install():
+    program = """
+import sys
+sys.modules["distributed"] = None
+import progress_executor
+try:
+    progress_executor.DaskProgressExecutor
+except ImportError as error:
+    print(error)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    answer = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert "progress-executor[dask]" in answer.stdout
+
+
+# Progress
+
+
+class Events:
+    """The events that the scheduler has had for an executor, as lists of what they tell."""
+
+    def __init__(self, executor):
+        self._executor = executor
+
+    def __call__(self):
+        return [pickle.loads(message) for _, message in self._executor.client.get_events(self._executor._topic)]
+
+
+def test_one_event_per_interval_tells_of_all_tasks_of_a_worker_and_none_when_nothing_runs(executor, gate):
+    events = Events(executor)
+    futures = [executor.submit(jobs.step_until, gate) for _ in range(4)]
+    until(lambda: all(future.state["n"] > 0 for future in futures))
+    before, began = len(events()), time.monotonic()
+    time.sleep(1)
+    per_second = (len(events()) - before) / (time.monotonic() - began)
+    assert per_second <= 2 * 10 + 2  # workers, intervals
+    assert max(map(len, events())) == 2
+    open_gate(gate)
+    concurrent.futures.wait(futures)
+    time.sleep(0.3)
+    before = len(events())
+    time.sleep(0.3)
+    assert len(events()) == before
+
+
+def test_an_event_that_says_nothing_new_is_not_sent(executor, gate):
+    events = Events(executor)
+    future = executor.submit(jobs.report_and_wait, 1, 2, "waiting", gate)
+    until(lambda: future.state["n"] == 1)
+    before = len(events())
+    time.sleep(0.5)
+    assert len(events()) == before
+    open_gate(gate)
+    future.result()
+
+
+def fail_until_third(folder, progress):
+    """Counts to 10 in its first two attempts and fails; returns in its third."""
+    attempt = len(os.listdir(folder))
+    Path(folder, str(attempt)).touch()
+    progress.total = 10
+    for _ in range(3 if attempt == 2 else 10):
+        progress.update()
+    time.sleep(0.3)  # for the relay to tell
+    if attempt < 2:
+        raise ValueError(attempt)
+    return attempt
+
+
+def test_a_task_that_is_tried_again_starts_its_progress_again(executor, tmp_path):
+    future = executor.submit(fail_until_third, str(tmp_path), retries=5)
+    states = watch(future)
+    assert future.result() == 2
+    ns = [new["n"] for _, new in states]
+    assert 10 in ns
+    assert ns.index(10) < len(ns) - 1 - ns[::-1].index(3)
+    assert [new["status"] for _, new in states].count("done") == 1
+    assert future.state == {"n": 3, "total": 10, "status": "done"}
+
+
+def test_a_task_that_was_cancelled_is_not_tried_again(executor, gate):
+    future = executor.submit(jobs.step_until, gate, retries=5)
+    until(future.running)
+    assert future.cancel()
+    until(future.cancelled)
+
+
+# Cancelling
+
+
+def test_a_pending_task_that_is_cancelled_is_never_entered(client, gate, tmp_path):
+    with DaskProgressExecutor(client) as executor:
+        blockers = [executor.submit(jobs.step_until, gate) for _ in range(4)]
+        until(lambda: all(blocker.running() for blocker in blockers))
+        futures = [executor.submit(jobs.note_and_wait, str(tmp_path / "entered"), gate) for _ in range(100)]
+        assert all(future.cancel() for future in futures)
+        until(lambda: all(future.cancelled() for future in futures))
+        assert not any(blocker.done() for blocker in blockers)
+        open_gate(gate)
+        concurrent.futures.wait(blockers)
+    assert not (tmp_path / "entered").exists()
+
+
+def test_cancelled_is_true_only_when_the_task_has_stopped(executor, gate, tmp_path):
+    future = executor.submit(stop_slowly, gate, str(tmp_path / "stopping"))
+    until(lambda: future.state["n"] > 0)
+    assert future.cancel()
+    until((tmp_path / "stopping").exists)
+    time.sleep(0.3)
+    assert future.running()
+    assert future.cancel_requested()
+    open_gate(gate)
+    with pytest.raises(concurrent.futures.CancelledError):
+        future.result()
+
+
+def stop_slowly(gate, stopping, progress):
+    try:
+        while True:
+            progress.update()
+            time.sleep(0.001)
+    finally:
+        Path(stopping).touch()
+        jobs.wait_for(gate)
+
+
+def test_what_a_cancelled_task_returns_all_the_same_is_kept(executor):
+    future = executor.submit(return_when_cancelled)
+    until(lambda: future.state["n"] > 0)
+    assert future.cancel()
+    assert future.result() == "kept"
+    assert not future.cancelled()
+
+
+def return_when_cancelled(progress):
+    try:
+        while True:
+            progress.update()
+            time.sleep(0.001)
+    except asyncio.CancelledError:
+        return "kept"
+
+
+def test_who_cancels_with_dask_stops_the_task_too(cluster, executor, gate):
+    future = executor.submit(jobs.step_until, gate, key="theirs")
+    until(lambda: future.state["n"] > 0)
+    with distributed.Client(cluster, set_as_default=False) as other:
+        other.cancel([distributed.Future("theirs", other)], force=True)
+        with pytest.raises(concurrent.futures.CancelledError):
+            future.result(DEADLINE)
+    assert future.cancelled()
+    assert future.state["status"] == "cancelled"
+
+
+def test_a_client_that_goes_takes_its_tasks_along(cluster, gate, tmp_path):
+    with distributed.Client(cluster, set_as_default=False) as client:
+        executor = DaskProgressExecutor(client)
+        future = executor.submit(stop_slowly, gate, str(tmp_path / "stopping"))
+        pending = [executor.submit(jobs.step_until, gate) for _ in range(10)]
+        until(lambda: future.state["n"] > 0)
+    until((tmp_path / "stopping").exists, "the end of the task")
+    for lost in (future, *pending):
+        with pytest.raises(ConnectionError):
+            lost.result(DEADLINE)
+    open_gate(gate)
+    executor.shutdown()
+
+
+# Clients
+
+
+def test_two_executors_on_one_client_and_two_clients_of_one_cluster_do_not_hear_each_other(cluster, client, gate):
+    with (
+        distributed.Client(cluster, set_as_default=False) as other,
+        DaskProgressExecutor(client) as first,
+        DaskProgressExecutor(client) as second,
+        DaskProgressExecutor(other) as third,
+    ):
+        futures = [executor.submit(jobs.count, n) for n, executor in enumerate((first, second, third), 1)]
+        states = [watch(future) for future in futures]
+        assert [future.result() for future in futures] == [1, 2, 3]
+        assert [told[-1][1]["n"] for told in states] == [1, 2, 3]
+        stopped, goes_on = first.submit(jobs.step_until, gate), second.submit(jobs.step_until, gate)
+        until(lambda: stopped.running() and goes_on.running())
+        assert stopped.cancel()
+        until(stopped.cancelled)
+        assert not goes_on.cancel_requested()
+        open_gate(gate)
+        assert goes_on.result() > 0
+
+
+def test_a_shut_down_executor_leaves_its_client_to_the_caller(client):
+    with DaskProgressExecutor(client) as executor:
+        executor.submit(jobs.count, 3)
+    assert client.submit(jobs.add, 1).result() == 2
+    with pytest.raises(RuntimeError):
+        executor.submit(jobs.count, 3)
+
+
+def test_an_asynchronous_client(cluster):
+    async def main():
+        async with (
+            distributed.Client(cluster.scheduler_address, asynchronous=True, set_as_default=False) as client,
+            DaskProgressExecutor(client) as executor,
+        ):
+            future = executor.submit(jobs.count_slowly, 30, 0.01)
+            states = watch(future)
+            for wait in (future.result, lambda: concurrent.futures.wait([future]), executor.shutdown):
+                with pytest.raises(RuntimeError, match="await"):
+                    wait()
+            assert await future == 30
+            assert len(states) > 2
+            endless = executor.submit(jobs.step_until, "/never/there")
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(endless.check_for_progress(), 0.3)
+        assert endless.cancelled()
+
+    asyncio.run(main())
+
+
+def test_a_done_callback_may_wait_for_anything_of_dasks(executor, client):
+    found = []
+    future = executor.submit(jobs.count, 3)
+    future.add_done_callback(lambda _: found.append(client.submit(jobs.add, 1).result()))
+    future.result()
+    until(lambda: found == [2])
+
+
+def test_a_scheduler_that_is_lost_is_a_connection_error(gate):
+    with contextlib.ExitStack() as stack:
+        cluster = stack.enter_context(distributed.LocalCluster(n_workers=1, threads_per_worker=1, **LOCAL))
+        client = stack.enter_context(distributed.Client(cluster.scheduler_address, timeout=1, set_as_default=False))
+        executor = DaskProgressExecutor(client)
+        futures = [executor.submit(jobs.step_until, gate) for _ in range(3)]
+        states = watch(futures[0])
+        until(lambda: futures[0].state["n"] > 0)
+        cluster.sync(cluster.scheduler.close)
+        for future in futures:
+            with pytest.raises(ConnectionError):
+                future.result(DEADLINE)
+        assert states[-1][1]["status"] == "failed"
+        assert states[-1][1]["n"] > 0
+        open_gate(gate)
+        executor.shutdown()
+
+
+def test_ctrl_c_in_the_with_block_stops_the_tasks_on_the_workers(client, gate):
+    with pytest.raises(KeyboardInterrupt), DaskProgressExecutor(client) as executor:
+        futures = [executor.submit(jobs.step_until, gate) for _ in range(20)]
+        until(lambda: futures[0].state["n"] > 0)
+        raise KeyboardInterrupt
+    assert all(future.cancelled() for future in futures)
+
+
+# Real processes
+
+
+class Processes:
+    """A scheduler and two workers of two threads, started as users do, listening on loopback."""
+
+    def __init__(self, folder):
+        self._folder = folder
+        self._environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        self.workers = []
+
+    def _start(self, *arguments):
+        command = [sys.executable, "-m", "dask", *arguments, "--host", "127.0.0.1", "--no-dashboard"]
+        log = open(self._folder / f"{arguments[0]}.log", "ab")  # noqa: SIM115
+        with log:
+            return subprocess.Popen(command, env=self._environment, stdout=log, stderr=log, cwd=self._folder)
+
+    def __enter__(self):
+        file = self._folder / "scheduler.json"
+        self.scheduler = self._start("scheduler", "--port", "0", "--scheduler-file", str(file))
+        until(file.exists, "the scheduler")
+        until(lambda: file.read_text().endswith("}"))
+        self.client = distributed.Client(scheduler_file=str(file), timeout=5, set_as_default=False)
+        for _ in range(2):
+            self.add_worker()
+        return self
+
+    def add_worker(self):
+        folder = self._folder / f"worker {len(self.workers)}"
+        options = ["--nthreads", "2", "--no-nanny", "--local-directory", str(folder)]
+        self.workers.append(self._start("worker", self.client.scheduler.address, *options))
+        alive = sum(worker.poll() is None for worker in self.workers)
+        self.client.wait_for_workers(alive, timeout=DEADLINE)
+
+    def __exit__(self, *exc_info):
+        with contextlib.suppress(Exception):
+            self.client.close(timeout=1)
+        for process in (*self.workers, self.scheduler):
+            if process.poll() is None:
+                process.send_signal(signal.SIGCONT)
+                process.terminate()
+                try:
+                    process.wait(5)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+
+
+@pytest.fixture
+def processes(tmp_path):
+    with Processes(tmp_path) as processes:
+        yield processes
+
+
+@pytest.mark.slow
+def test_a_killed_worker_has_its_tasks_start_again_elsewhere(processes, gate):
+    with DaskProgressExecutor(processes.client) as executor:
+        futures = [executor.submit(jobs.report_pid, gate) for _ in range(4)]
+        states = [watch(future) for future in futures]
+        until(lambda: all(future.state["n"] > 20 for future in futures))
+        concurrent.futures.wait(futures, timeout=0.2)
+        victim = processes.workers[0]
+        lost = [future for future in futures if future.state["status"] == str(victim.pid)]
+        assert len(lost) == 2
+        victim.kill()
+        until(
+            lambda: (
+                processes_of(futures) == {str(processes.workers[1].pid)} or concurrent.futures.wait(futures, timeout=0.05)
+            )
+        )
+        open_gate(gate)
+        assert [future.result(DEADLINE) for future in futures] == [future.state["n"] for future in futures]
+        fallen = [any(new["n"] < old["n"] for old, new in told) for told in states]
+        assert fallen == [future in lost for future in futures]
+
+
+def processes_of(futures):
+    return {future.state["status"] for future in futures if future.running()}
+
+
+@pytest.mark.slow
+def test_a_task_that_kills_its_workers_fails(monkeypatch, tmp_path):
+    monkeypatch.setenv("DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES", "1")
+    with Processes(tmp_path) as processes, DaskProgressExecutor(processes.client) as executor:
+        future = executor.submit(jobs.kill_oneself)
+        assert isinstance(future.exception(DEADLINE), distributed.KilledWorker)
+
+
+@pytest.mark.slow
+def test_a_task_whose_worker_is_killed_while_it_is_to_stop_is_cancelled(processes, gate):
+    with DaskProgressExecutor(processes.client) as executor:
+        futures = [executor.submit(jobs.report_pid_and_wait, gate) for _ in range(4)]
+        until(lambda: len(processes_of(futures)) == 2 and "running" not in processes_of(futures))
+        for future in futures:
+            future.cancel()
+        processes.workers[0].kill()
+        until(lambda: sum(future.cancelled() for future in futures) == 2)
+        open_gate(gate)
+        concurrent.futures.wait(futures, timeout=DEADLINE)
+        assert all(future.cancelled() for future in futures)
+
+
+@pytest.mark.slow
+def test_a_frozen_worker_goes_on_where_it_was(processes, gate):
+    with DaskProgressExecutor(processes.client) as executor:
+        futures = [executor.submit(jobs.report_pid, gate) for _ in range(4)]
+        until(lambda: all(future.state["n"] > 0 for future in futures))
+        victim = processes.workers[0]
+        victim.send_signal(signal.SIGSTOP)
+        frozen = [future for future in futures if future.state["status"] == str(victim.pid)]
+        assert frozen[0].cancel()
+        others = [future for future in futures if future not in frozen]
+        assert others[0].cancel()
+        until(others[0].cancelled)
+        assert frozen[0].running()
+        victim.send_signal(signal.SIGCONT)
+        until(frozen[0].cancelled)
+        open_gate(gate)
+        assert frozen[1].result(DEADLINE) > 0
+        assert others[1].result(DEADLINE) > 0
+
+
+@pytest.mark.slow
+def test_a_killed_scheduler_is_a_connection_error(processes, gate):
+    with DaskProgressExecutor(processes.client) as executor:
+        futures = [executor.submit(jobs.step_until, gate) for _ in range(6)]
+        until(lambda: futures[0].state["n"] > 0)
+        processes.scheduler.kill()
+        for future in futures:
+            with pytest.raises(ConnectionError):
+                future.result(DEADLINE)
+
+
+@pytest.mark.slow
+def test_retired_workers_hand_over_what_they_have_not_begun(processes, gate):
+    with DaskProgressExecutor(processes.client) as executor:
+        futures = [executor.submit(jobs.report_pid, gate) for _ in range(12)]
+        until(lambda: sum(future.running() for future in futures) == 4)
+        retiring = threading.Thread(target=processes.client.retire_workers, kwargs={"workers": [a_worker(processes)]})
+        retiring.start()
+        open_gate(gate)
+        assert all(future.result(DEADLINE) >= 0 for future in futures)
+        retiring.join()
+
+
+def a_worker(processes):
+    return next(iter(processes.client.scheduler_info()["workers"]))
+
+
+@pytest.mark.slow
+def test_a_paused_worker_starts_nothing_and_its_tasks_can_be_cancelled(processes, gate):
+    with DaskProgressExecutor(processes.client) as executor:
+        address = a_worker(processes)
+
+        def pause(dask_worker):
+            dask_worker.memory_manager.memory_pause_fraction = 1e-9  # of which it has more in use: it pauses by itself
+
+        def is_paused(dask_worker):
+            return dask_worker.status.name == "paused"
+
+        processes.client.run(pause, workers=[address])
+        until(lambda: processes.client.run(is_paused, workers=[address])[address])
+        future = executor.submit(jobs.step_until, gate, workers=[address])
+        with pytest.raises(TimeoutError):
+            future.result(0.5)
+        assert not future.running()
+        assert future.cancel()
+        until(future.cancelled)
+
+
+@pytest.mark.slow
+def test_a_local_cluster_of_its_own_is_closed_with_the_executor(gate):
+    with DaskProgressExecutor() as executor:
+        pids = list(executor.client.run(os.getpid).values())
+        assert os.getpid() not in pids
+        assert executor.submit(jobs.count, 1000).result() == 1000
+        futures = [executor.submit(jobs.step_until, gate) for _ in range(10)]
+        until(lambda: futures[0].running())
+        executor.client.restart()
+        for future in futures:
+            with pytest.raises(concurrent.futures.CancelledError):
+                future.result(DEADLINE)
+        assert executor.submit(jobs.count, 10).result(DEADLINE) == 10
+    assert executor.client.status == "closed"
