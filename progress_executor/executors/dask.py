@@ -38,7 +38,10 @@ OPTIONS = frozenset({"workers", "resources", "retries", "priority", "key", "allo
 _BATCH = 0.005
 """Seconds for which cancellations are gathered, to ask the workers once."""
 _PATIENCE = 1.0
-"""Seconds after which they are asked again: what runs on one of them now may not have been there the last time."""
+"""Seconds after which they are asked again: what runs on one of them now may not have been there the last time.
+
+At first also those in which all have to answer.
+"""
 
 
 class _RemoteSlot:
@@ -170,6 +173,7 @@ class DaskProgressExecutor(ProgressExecutor):
         self._gathering = False
         self._to_stop: deque[int] = deque()
         self._asking = False
+        self._patience = _PATIENCE
         # Not the client's own thread: in there no done callback could wait for anything of Dask's, and a slow one would
         # have the scheduler take the client for lost.
         self._ending = ThreadPoolExecutor(1, "progress_executor")
@@ -272,10 +276,18 @@ class DaskProgressExecutor(ProgressExecutor):
         numbers = set()
         while self._to_stop:
             numbers.add(self._to_stop.popleft())
+        asking = self.client._run(_CANCEL, self._topic, tuple(numbers), on_error="return")
         try:
-            answers = await self.client._run(_CANCEL, self._topic, tuple(numbers), on_error="return")
+            answers = await asyncio.wait_for(asking, self._patience)
+        except asyncio.TimeoutError:
+            # To a worker that was just lost Dask tries to connect for 30 s, and that it was lost is known much sooner.
+            self._patience = min(2 * self._patience, 30)
+            for number in numbers & self._tasks.keys():
+                self._stop(number)
+            return
         except Exception:  # without a scheduler, `_follow` ends them
             return
+        self._patience = _PATIENCE
         answered = [answer for answer in answers.values() if not isinstance(answer, Exception)]
         running = {number for answer in answered for number in answer[0]}
         ended = {number for answer in answered for number in answer[1]}

@@ -13,6 +13,7 @@ from time import monotonic, time
 from typing import TYPE_CHECKING, Any
 
 from distributed import get_worker
+from distributed.core import Status
 from distributed.protocol.pickle import dumps
 
 from .._speedups import Updater
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 Identity = tuple[str, int]
 """A task's executor, by the topic of its events, and its number there."""
 
+_CLOSING = {Status.closing, Status.closed, Status.failed}
 _REMEMBERED = 60.0
 """Seconds for which a worker knows what has ended on it, and what must not begin there any more."""
 
@@ -39,6 +41,7 @@ class Attempt:
         self.slot.start(time())
         self.stopped = False  # asked to
         self._began = monotonic()
+        self._worker = worker
         self._key = worker.get_current_task()
         self._tasks = worker.state.tasks
         self._task = self._tasks[self._key]
@@ -49,8 +52,15 @@ class Attempt:
         self.slot.cancel()
 
     def stop_if_unwanted(self) -> None:
-        """Whether Dask wants it no more is seen in its own state: it was cancelled there, or the client is gone."""
-        if self._task.state == "cancelled" or self._tasks.get(self._key) is not self._task:
+        """Whether Dask wants it no more is seen in its own state: it was cancelled there, or the client is gone.
+
+        A worker that closes, because its scheduler is gone, say, waits for its tasks for half a minute.
+        """
+        if (
+            self._task.state == "cancelled"
+            or self._tasks.get(self._key) is not self._task
+            or self._worker.status in _CLOSING
+        ):
             self.stop()
 
     def news(self) -> tuple[Any, ...] | None:
