@@ -15,7 +15,7 @@ import sysconfig
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from . import (
     ProcessPoolProgressExecutor,
@@ -33,12 +33,12 @@ CHUNK = 1 << 20
 def _on_dask(workers: int, scheduler: str | None) -> Iterator[ProgressExecutor]:
     from distributed import Client
 
-    from . import DaskProgressExecutor
+    from .executors.dask import DaskProgressExecutor, local_client
 
-    cluster: dict[str, Any] = {"address": scheduler}
     if scheduler is None:
-        cluster = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
-    client = Client(**cluster, set_as_default=False)  # type: ignore[no-untyped-call]
+        client = local_client(n_workers=workers, threads_per_worker=1)
+    else:
+        client = Client(scheduler, set_as_default=False)  # type: ignore[no-untyped-call]
     with client, DaskProgressExecutor(client) as executor:
         yield executor
 
@@ -186,7 +186,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with _clean_ctrl_c(), EXECUTORS[options.executor](options.workers, options.scheduler) as executor:
             for index, path in enumerate(paths):
-                future = futures[index] = executor.submit(digest_folder, path)
+                # A worker of a cluster may have been started in another folder.
+                where = os.path.abspath(path) if options.executor == "dask" else path
+                future = futures[index] = executor.submit(digest_folder, where)
                 bar = {"desc": os.path.basename(path) or path, **look}
                 future.add_tqdm_callback(init_kwargs=bar, triggers=["running"])
             ProgressGroup(futures.values()).add_tqdm_callback(init_kwargs={"desc": "total", **look})

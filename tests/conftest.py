@@ -17,7 +17,9 @@ DEADLINE = 30
 """Seconds after which a wait for an event has failed; no test passes by waiting that long."""
 
 DASK = importlib.util.find_spec("distributed") is not None
-CONCURRENT = ["thread", "process", *(["dask"] if DASK else [])]
+POOLS = ["thread", "process"]
+LOCAL = [*POOLS, "sync"]
+CONCURRENT = [*POOLS, *(["dask"] if DASK else [])]
 KINDS = [*CONCURRENT, "sync"]
 START_METHODS = ["fork", "forkserver", "spawn"]
 
@@ -71,6 +73,13 @@ def executor(request):
 @pytest.fixture(params=CONCURRENT)
 def pool(request):
     """Each executor whose tasks run while the caller does something else."""
+    with make_executor(request.param) as executor:
+        yield executor
+
+
+@pytest.fixture(params=POOLS)
+def local_pool(request):
+    """Those of them that cancel a pending task at once: Dask's workers have to be asked first."""
     with make_executor(request.param) as executor:
         yield executor
 

@@ -75,11 +75,11 @@ def test_a_bar_is_made_when_the_task_runs(pool, bars, gate):
     assert bars[0].shown[-1] == (10, 10, "done")
 
 
-def test_a_cancelled_task_that_never_ran_has_a_bar_only_if_that_was_asked_for(pool, bars, gate):
+def test_a_cancelled_task_that_never_ran_has_a_bar_only_if_that_was_asked_for(local_pool, bars, gate):
     for _ in range(5):
-        pool.submit(jobs.wait_for, gate)
+        local_pool.submit(jobs.wait_for, gate)
     for triggers in (["running"], ["cancelled"], {"running", "cancelled"}, "cancelled"):
-        future = pool.submit(jobs.count, 10)
+        future = local_pool.submit(jobs.count, 10)
         future.add_tqdm_callback(RecordedBar, triggers=triggers)
         future.cancel()
         assert future.cancelled()

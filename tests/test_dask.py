@@ -5,6 +5,7 @@ import concurrent.futures
 import contextlib
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -14,8 +15,12 @@ from pathlib import Path
 
 import pytest
 
+import progress_executor
+
 from . import jobs
 from .conftest import DEADLINE, open_gate, until
+from .terminal import Terminal
+from .test_demo import expected_line, percentage
 from .test_futures import watch
 
 distributed = pytest.importorskip("distributed", reason="Dask's distributed is not installed: it is the extra `dask`")
@@ -581,3 +586,61 @@ def test_a_local_cluster_of_its_own_is_closed_with_the_executor(gate):
                 future.result(DEADLINE)
         assert executor.submit(jobs.count, 10).result(DEADLINE) == 10
     assert executor.client.status == "closed"
+
+
+# The demonstration
+
+
+@pytest.fixture
+def vast(tmp_path):
+    """Two folders that take seconds, without taking room on the disk."""
+    for name in ("large", "vast"):
+        (tmp_path / name).mkdir()
+        with open(tmp_path / name / "zeros", "wb") as file:
+            file.truncate(1 << 30)
+    return tmp_path
+
+
+def demonstration(*arguments, cwd):
+    command = [sys.executable, "-W", "error", "-m", "progress_executor", "--executor", "dask", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(Path(progress_executor.__file__).parents[1])}
+    return Terminal(command, env=environment, cwd=cwd)
+
+
+def running(processes):
+    """How many tasks run on the workers."""
+    return sum(processes.client.run(lambda dask_worker: len(dask_worker.state.executing)).values())
+
+
+@pytest.mark.slow
+def test_the_demonstration_prints_the_same_digests_on_a_local_cluster(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").write_bytes(b"1" * 3_000_000)
+    with demonstration("--workers", "2", "folder", cwd=tmp_path) as screen:
+        assert screen.finish() == 0
+        assert [line for line in screen.lines if line] == [expected_line(tmp_path / "folder").replace(f"{tmp_path}/", "")]
+
+
+@pytest.mark.slow
+def test_the_demonstration_survives_a_killed_worker(processes, vast):
+    with demonstration("--scheduler", processes.client.scheduler.address, "large", "vast", cwd=vast) as screen:
+        screen.wait_for(lambda screen: percentage(screen, "large") and percentage(screen, "vast"))
+        processes.workers[0].kill()
+        assert screen.finish() == 0
+        digest = expected_line(vast / "large").split()[0]
+        lines = [f"{digest}  {name}: 1 files, {1 << 30} bytes" for name in ("large", "vast")]
+        assert [line for line in screen.lines if line] == lines
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["local", "scheduler"])
+def test_ctrl_c_in_the_demonstration_stops_the_tasks_on_the_workers(where, processes, vast):
+    options = ["--workers", "2"] if where == "local" else ["--scheduler", processes.client.scheduler.address]
+    with demonstration(*options, "large", "vast", cwd=vast) as screen:
+        screen.wait_for(lambda screen: percentage(screen, "large") and percentage(screen, "vast"))
+        screen.interrupt()
+        assert screen.finish() == 130
+        assert not re.search(r"Traceback|Exception ignored|Warning", screen.output), screen.output
+        assert [line.split()[0] for line in screen.lines if line] == ["cancelled", "cancelled", "progress_executor:"]
+        until(lambda: not screen.processes(), "the end of all processes")
+    until(lambda: not running(processes), "the end of the tasks")

@@ -13,7 +13,7 @@ import pytest
 import progress_executor
 from progress_executor.__main__ import digest_folder, standard_library
 
-from .conftest import DEADLINE, KINDS, until
+from .conftest import DEADLINE, LOCAL, until
 from .terminal import Terminal
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(progress_executor.__file__).parents[1])}
@@ -62,7 +62,7 @@ def folders(tmp_path):
     return [tmp_path / name for name in ("one", "two", "empty")]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LOCAL)
 def test_prints_digest_files_and_bytes_of_each_folder_in_the_order_given(kind, folders):
     done = demo("--executor", kind, "--workers", 2, *folders)
     assert done.stdout.splitlines() == [expected_line(folder) for folder in folders]
@@ -72,7 +72,7 @@ def test_prints_digest_files_and_bytes_of_each_folder_in_the_order_given(kind, f
 
 def test_prints_the_same_lines_for_real_folders_on_all_executors():
     folders = [os.path.join(sysconfig.get_path("stdlib"), name) for name in ("json", "email")]
-    outputs = {demo("--executor", kind, *folders).stdout for kind in KINDS}
+    outputs = {demo("--executor", kind, *folders).stdout for kind in LOCAL}
     assert outputs == {"".join(expected_line(folder) + "\n" for folder in folders)}
 
 
@@ -89,7 +89,7 @@ def test_a_path_that_is_a_file_is_digested_as_one_file(folders):
     assert "cannot read" not in done.stderr
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LOCAL)
 def test_an_unreadable_file_is_named_and_counted_and_the_others_are_digested(kind, folders):
     (folders[0] / "b-dangling").symlink_to("nowhere")
     done = demo("--executor", kind, *folders)
@@ -152,7 +152,7 @@ def test_names_that_are_not_utf8_are_printed(tmp_path):
     assert done.returncode == 0
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LOCAL)
 def test_a_path_that_does_not_exist_is_one_line_and_status_2(kind, folders):
     missing = folders[0] / "missing"
     done = demo("--executor", kind, folders[0], missing)
@@ -223,7 +223,7 @@ def percentage(screen, name):
     return int(shown[1]) if shown else 0
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LOCAL)
 def test_the_bar_of_a_folder_is_live(kind, endless):
     with terminal(kind, "large", cwd=endless) as screen:
         screen.wait_for(lambda screen: percentage(screen, "large") > 0)
@@ -234,7 +234,7 @@ def test_the_bar_of_a_folder_is_live(kind, endless):
         screen.finish()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LOCAL)
 def test_after_a_normal_end_the_screen_has_the_lines_and_nothing_else(kind, folders, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with terminal(kind, "one", "empty", cwd=tmp_path) as screen:
@@ -243,7 +243,7 @@ def test_after_a_normal_end_the_screen_has_the_lines_and_nothing_else(kind, fold
         assert [line for line in screen.lines if line] == [expected_line("one"), expected_line("empty")]
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=LOCAL)
 def interrupted(request, endless):
     """The terminal after Ctrl-C; on a pool while two folders are read and one is finished."""
     kind = request.param

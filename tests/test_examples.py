@@ -10,7 +10,7 @@ import pytest
 
 import progress_executor
 
-from .conftest import DEADLINE, KINDS
+from .conftest import DEADLINE, LOCAL
 from .terminal import Terminal
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -31,12 +31,12 @@ def results(*arguments):
     return done.stdout.splitlines()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LOCAL)
 def test_watch_many_prints_the_value_of_each_task(kind):
     assert results(kind) == [f"task {i} of {value}: {value}" for i, value in enumerate(VALUES)]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LOCAL)
 def test_watch_many_with_cancel_reports_the_first_task_as_cancelled(kind):
     first, *others = results(kind, "--cancel")
     assert first == "task 0 of 30: cancelled"
@@ -45,7 +45,7 @@ def test_watch_many_with_cancel_reports_the_first_task_as_cancelled(kind):
         assert line in (f"task {i} of {value}: {value}", f"task {i} of {value}: cancelled")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LOCAL)
 def test_watch_many_draws_live_bars_and_leaves_one_per_task_with_the_results_below(kind):
     with Terminal(watch_many(kind), env=ENVIRONMENT) as screen:
         screen.wait_for(lambda screen: re.search(r"^task \d: +[1-9]\d?%\|.*running", screen.text, re.MULTILINE))

@@ -320,10 +320,10 @@ def test_a_value_returned_all_the_same_is_kept(pool):
     assert future.state["status"] == "done"
 
 
-def test_a_pending_task_is_cancelled_at_once_and_never_entered(pool, gate, tmp_path):
-    blockers = [pool.submit(jobs.step_until, gate) for _ in range(2)]
+def test_a_pending_task_is_cancelled_at_once_and_never_entered(local_pool, gate, tmp_path):
+    blockers = [local_pool.submit(jobs.step_until, gate) for _ in range(2)]
     entered = tmp_path / "entered"
-    futures = [pool.submit(jobs.note_and_wait, str(entered), gate) for _ in range(6)]
+    futures = [local_pool.submit(jobs.note_and_wait, str(entered), gate) for _ in range(6)]
     assert all(future.cancel() for future in futures)
     assert futures[-1].cancelled()
     open_gate(gate)
@@ -365,10 +365,10 @@ def test_cancelling_notifies_waiters_and_done_callbacks(pool, gate):
     assert list(concurrent.futures.as_completed([future])) == [future]
 
 
-def test_done_callbacks_of_pending_tasks_that_are_cancelled_find_the_final_state(pool, gate):
+def test_done_callbacks_of_pending_tasks_that_are_cancelled_find_the_final_state(local_pool, gate):
     for _ in range(5):
-        pool.submit(jobs.step_until, gate)
-    asked, waited = pool.submit(jobs.count, 3), pool.submit(jobs.count, 3)
+        local_pool.submit(jobs.step_until, gate)
+    asked, waited = local_pool.submit(jobs.count, 3), local_pool.submit(jobs.count, 3)
     states, found = watch(waited), []
 
     def wait_and_look(future):

@@ -447,10 +447,10 @@ class InterruptsWhenToldOf:
         signal.raise_signal(signal.SIGINT)
 
 
-def test_ctrl_c_while_a_member_is_cancelled_loses_it_to_no_group(pool, gate):
+def test_ctrl_c_while_a_member_is_cancelled_loses_it_to_no_group(local_pool, gate):
     for _ in range(8):
-        pool.submit(jobs.wait_for, gate)
-    member = pool.submit(jobs.add, 1)
+        local_pool.submit(jobs.wait_for, gate)
+    member = local_pool.submit(jobs.add, 1)
     list.append(member._waiters, InterruptsWhenToldOf())
     group = ProgressGroup([member])
     with pytest.raises(KeyboardInterrupt):
@@ -459,10 +459,10 @@ def test_ctrl_c_while_a_member_is_cancelled_loses_it_to_no_group(pool, gate):
     open_gate(gate)
 
 
-def test_a_signal_handler_may_cancel_the_last_member_while_the_group_is_waited_for(pool, gate):
+def test_a_signal_handler_may_cancel_the_last_member_while_the_group_is_waited_for(local_pool, gate):
     for _ in range(8):
-        pool.submit(jobs.wait_for, gate)
-    group = ProgressGroup([pool.submit(jobs.add, 1)])
+        local_pool.submit(jobs.wait_for, gate)
+    group = ProgressGroup([local_pool.submit(jobs.add, 1)])
     with group._done:  # as in its waiting
         assert group.futures[0].cancel()
     assert group.done()

@@ -22,7 +22,7 @@ from progress_executor.interrupts import SafeCondition
 from progress_executor.tasks import Task
 
 from . import jobs
-from .conftest import CONCURRENT, DEADLINE, OWN_SEMAPHORES, START_METHODS, left_by, make_executor, needs_shm, until
+from .conftest import DEADLINE, OWN_SEMAPHORES, POOLS, START_METHODS, left_by, make_executor, needs_shm, until
 from .terminal import Terminal
 
 pytestmark = [needs_shm, pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc and /dev/shm")]
@@ -327,7 +327,7 @@ def test_ctrl_c_leaves_no_future_locked_that_is_waited_for():
     assert signal.getsignal(signal.SIGINT) is handler
 
 
-@pytest.mark.parametrize("kind", CONCURRENT)
+@pytest.mark.parametrize("kind", POOLS)
 def test_tasks_are_cancelled_where_ctrl_c_came_before_the_first_line_of_leaving(kind, gate):
     """As it often does behind another one. Nobody will ever wait for the tasks, then."""
     executor = make_executor(kind)

@@ -21,7 +21,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precon
 from progress_executor import IMPLEMENTATION, SyncProgressExecutor
 
 from . import jobs
-from .conftest import CONCURRENT, make_executor, open_gate, until
+from .conftest import POOLS, make_executor, open_gate, until
 
 WORKERS = 2
 
@@ -319,7 +319,7 @@ def test_each_future_ends_once_as_its_task_did_a_hundred_times(machine):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", CONCURRENT)
+@pytest.mark.parametrize("kind", POOLS)
 def test_of_twenty_thousand_tasks_that_are_cancelled_at_random_none_is_lost(kind):
     seed, count = IMPLEMENTATION, 20_000  # other cancels in each form
     chance = random.Random(seed)
@@ -374,8 +374,8 @@ def test_of_twenty_thousand_tasks_that_are_cancelled_at_random_none_is_lost(kind
         assert [state["status"] in ends for state in states].count(True) == 1
 
 
-def test_a_task_that_is_cancelled_in_its_last_step_is_cancelled_though_all_is_counted(pool, gate):
-    future = pool.submit(jobs.wait_in_the_last_step, 3, gate)
+def test_a_task_that_is_cancelled_in_its_last_step_is_cancelled_though_all_is_counted(local_pool, gate):
+    future = local_pool.submit(jobs.wait_in_the_last_step, 3, gate)
     until(lambda: future.state["n"] == 2)
     assert future.cancel()
     open_gate(gate)

@@ -24,7 +24,7 @@ from rich.progress import Progress
 from progress_executor import IMPLEMENTATION, ProgressGroup
 
 from . import abuse, jobs
-from .conftest import CONCURRENT, KINDS, make_executor, until
+from .conftest import LOCAL, POOLS, make_executor, until
 from .test_slots import IMPLEMENTATIONS
 
 # What is dropped goes, at once. Each way submits one task and leaves its future, or a group of it, in the box: a frame that
@@ -204,7 +204,7 @@ def goes(reference):
     return reference() is None
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LOCAL)
 def test_a_future_that_is_dropped_goes_without_the_collector_whatever_became_of_it(kind):
     kept = []
     with make_executor(kind, 1) as executor, without_collector():
@@ -219,7 +219,7 @@ def test_a_future_that_is_dropped_goes_without_the_collector_whatever_became_of_
     assert not kept
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LOCAL)
 def test_the_arguments_and_the_value_of_a_task_go_with_its_future(kind):
     class Value:
         pass
@@ -247,7 +247,7 @@ def give_back(argument, value):
     return Thing() if value is None else value
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LOCAL)
 def test_an_executor_that_was_left_goes_when_it_is_dropped(kind):
     with make_executor(kind) as executor:
         future = executor.submit(jobs.count, 5)
@@ -375,7 +375,7 @@ def test_many_cancelled_tasks_take_no_memory(kind, count):
 
 @pytest.mark.slow
 @on_linux
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LOCAL)
 def test_many_executors_groups_and_loops_take_no_memory(kind):
     def batch():
         for _ in range(3):
@@ -388,7 +388,7 @@ def test_many_executors_groups_and_loops_take_no_memory(kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", CONCURRENT)
+@pytest.mark.parametrize("kind", POOLS)
 def test_tracemalloc_finds_no_growth(kind):
     with make_executor(kind) as executor:
         run_many(executor, 200)

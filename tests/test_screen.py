@@ -8,7 +8,7 @@ import pytest
 if sys.platform == "win32":
     pytest.skip("there is no pseudo-terminal", allow_module_level=True)
 
-from .conftest import CONCURRENT, until
+from .conftest import POOLS, until
 from .screen import LEAVES, TWISTS, Scenario, check, run, scenarios
 from .terminal import Terminal
 
@@ -70,7 +70,7 @@ Path(folder, "end").touch()
 """
 
 
-@pytest.mark.parametrize("kind", CONCURRENT)
+@pytest.mark.parametrize("kind", POOLS)
 def test_a_terminal_that_takes_no_more_does_not_stop_tasks(kind, tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     argv = [sys.executable, "-c", STALLED, kind, str(tmp_path)]

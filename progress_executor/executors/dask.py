@@ -44,6 +44,12 @@ At first also those in which all have to answer.
 """
 
 
+def local_client(**cluster: Any) -> "distributed.Client":
+    """The client of a local cluster. Ctrl-C in a terminal is not for its workers: they are to stop their tasks."""
+    ignore = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+    return distributed.Client(dashboard_address="127.0.0.1:0", set_as_default=False, preload=[ignore], **cluster)  # type: ignore[no-untyped-call]
+
+
 class _RemoteSlot:
     """What is known here of a slot on a worker; takes the place of a `Slot`."""
 
@@ -162,7 +168,7 @@ class DaskProgressExecutor(ProgressExecutor):
     def __init__(self, client: "distributed.Client | None" = None) -> None:
         self._owns_client = client is None
         if client is None:
-            client = distributed.Client(dashboard_address="127.0.0.1:0", set_as_default=False)  # type: ignore[no-untyped-call]
+            client = local_client()
             weakref.finalize(self, client.close)
         self.client: Any = client
         self._topic = f"progress_executor-{uuid.uuid4().hex}"
@@ -279,7 +285,7 @@ class DaskProgressExecutor(ProgressExecutor):
         asking = self.client._run(_CANCEL, self._topic, tuple(numbers), on_error="return")
         try:
             answers = await asyncio.wait_for(asking, self._patience)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             # To a worker that was just lost Dask tries to connect for 30 s, and that it was lost is known much sooner.
             self._patience = min(2 * self._patience, 30)
             for number in numbers & self._tasks.keys():
