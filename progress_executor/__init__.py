@@ -1,5 +1,6 @@
 """Executors whose futures carry progress to the caller and cancellation into the running task."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ._speedups import IMPLEMENTATION, Updater
@@ -11,9 +12,7 @@ from .groups import ProgressGroup
 from .state import GroupState, ProgressState
 
 if TYPE_CHECKING:
-    from .executors.dask import (
-        DaskProgressExecutor as DaskProgressExecutor,
-    )  # not in __all__: where Dask is not, `*` is harmless
+    from .executors.dask import DaskProgressExecutor as DaskProgressExecutor
     from .executors.process import ProcessPoolProgressExecutor
 
 # Without DaskProgressExecutor: `import *` is to work where Dask is not installed.
@@ -33,17 +32,12 @@ __all__ = [
 __version__ = "1.0.0"
 
 
+# What brings along multiprocessing, or Dask, which not everybody needs, or has.
+_LATE = {"DaskProgressExecutor": ".executors.dask", "ProcessPoolProgressExecutor": ".executors.process"}
+
+
 def __getattr__(name: str) -> Any:
-    if name == "ProcessPoolProgressExecutor":  # imports multiprocessing, which not everybody needs
-        from .executors.process import ProcessPoolProgressExecutor
-
-        globals()[name] = ProcessPoolProgressExecutor
-        return ProcessPoolProgressExecutor
-    if name == "DaskProgressExecutor":
-        from .executors.dask import (
-            DaskProgressExecutor as DaskProgressExecutor,
-        )  # not in __all__: where Dask is not, `*` is harmless
-
-        globals()[name] = DaskProgressExecutor
-        return DaskProgressExecutor
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_LATE[name], __name__), name)
+    return value

@@ -19,12 +19,14 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 VERSIONS = [(3, minor) for minor in range(11, 15)]
 NEEDED = [(3, 11), (3, 12), (3, 13)]
-ONCE = ["tests/test_cpython.py", "tests/test_examples.py", "tests/test_screen.py", "tests/test_typing.py"]
+ONCE = [f"tests/test_{subject}.py" for subject in ("cpython", "dask", "examples", "screen", "typing")]
 """What knows nothing of the two forms of the hot path, and of versions little: with the newest one only."""
-ONCE_PER_VERSION = ["tests/test_build.py", "tests/test_demo.py", "tests/test_slots.py", "tests/test_updater.py"]
+ONCE_PER_VERSION = [f"tests/test_{subject}.py" for subject in ("build", "demo", "slots", "updater")]
 """What sees both forms itself, or neither: with the compiled one only."""
-SLOW_IN_BOTH = ["tests/test_fuzz.py", "tests/test_killed.py", "tests/test_lives.py", "tests/test_memory.py"]
+SLOW_IN_BOTH = [f"tests/test_{subject}.py" for subject in ("fuzz", "killed", "lives", "memory")]
 """Where the slow tests, too, are for both forms: what happens while a task is in the hot path."""
+OLDEST_DASK = ["distributed==2023.9.0", "setuptools<81"]
+"""The oldest that is supported, and what it needs without saying so; Dask's own tests run on it, too (--all)."""
 ABOUT = """
 import sys, sysconfig
 print(sys.implementation.name, *sys.version_info[:2], sysconfig.get_config_var("Py_GIL_DISABLED") or 0)
@@ -56,15 +58,15 @@ def chromium() -> str | None:
     return next((path for name in names if (path := shutil.which(name))), None)
 
 
-def prepare(name: str, interpreter: str, extra: str) -> Path:
-    """Make the environment `name`, in which the package is with `extra`; returns its folder."""
+def prepare(name: str, interpreter: str, extras: str, *others: str) -> Path:
+    """Make the environment `name`, in which the package is with `extras` and what they need of `others`; its folder."""
     environment = ROOT / ".venv" / name
     python = environment / "bin" / "python"
     if not python.exists():
         subprocess.run([interpreter, "-m", "venv", environment], check=True)
     shutil.rmtree(ROOT / "build", ignore_errors=True)  # an extension of an earlier build must not get into this one
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, f"{ROOT}[{extra}]"], check=True)
+    subprocess.run([*pip, f"{ROOT}[{extras}]", *others], check=True)
     subprocess.run([*pip, "--force-reinstall", "--no-deps", ROOT], check=True)
     run = environment / "run"
     shutil.rmtree(run, ignore_errors=True)
@@ -106,7 +108,7 @@ class Run(NamedTuple):
 
 def runs_on(version: tuple[int, int], interpreter: str, newest: bool, slow: bool, arguments: list[str]) -> list[Run]:
     """In the compiled form, if it could be built, and in the interpreted one; in parts that take minutes each."""
-    environment = prepare(f"test-{version[0]}.{version[1]}", interpreter, "test")
+    environment = prepare(f"test-{version[0]}.{version[1]}", interpreter, "test,dask" if newest else "test")
     env = {**os.environ, "PROGRESS_EXECUTOR_SOURCE": str(ROOT)}
     env.pop("PROGRESS_EXECUTOR_NO_EXTENSIONS", None)
     envs = [env, {**env, "PROGRESS_EXECUTOR_NO_EXTENSIONS": "1"}]
@@ -120,12 +122,19 @@ def runs_on(version: tuple[int, int], interpreter: str, newest: bool, slow: bool
             runs += [Run(name, environment, env, [*marked, *arguments])]
             continue
         left_out = [f"--ignore={path}" for path in (ONCE if first else ONCE + ONCE_PER_VERSION)]
-        runs += [Run(name, environment, env, [*marked, *left_out])]
+        not_dask = [] if first else ["-k", "not dask"]  # whose relay sees no difference
+        runs += [Run(name, environment, env, [*marked, *left_out, *not_dask])]
         if first and newest:
             runs += [Run(f"{name}, once", environment, env, [*marked, *ONCE])]
         if not first and slow:
-            runs += [Run(f"{name}, slow", environment, env, ["-m", "slow", *SLOW_IN_BOTH])]
+            runs += [Run(f"{name}, slow", environment, env, ["-m", "slow", *SLOW_IN_BOTH, *not_dask])]
     return runs
+
+
+def run_on_oldest_dask(version: tuple[int, int], interpreter: str) -> Run:
+    environment = prepare("oldest-dask", interpreter, "test,dask", *OLDEST_DASK)
+    options = ["-m", "not browser", "tests/test_dask.py"]
+    return Run(f"CPython {version[0]}.{version[1]}, {OLDEST_DASK[0]}", environment, dict(os.environ), options)
 
 
 def run_in_browser(arguments: list[str]) -> int:
@@ -160,6 +169,9 @@ def main() -> int:
             for run in runs_on(version, found[version], newest, options.all and newest, options.arguments):
                 runs.append(run)
                 futures.append(pool.submit(run))
+        if options.all and found and not options.arguments:
+            runs.append(run_on_oldest_dask(min(found), found[min(found)]))
+            futures.append(pool.submit(runs[-1]))
     statuses = [future.result() for future in futures]
     print()
     for run, status in zip(runs, statuses, strict=True):
