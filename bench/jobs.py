@@ -1,5 +1,6 @@
 """What the benchmarks submit: in a module of its own, so that a spawned worker need not import more than this."""
 
+import os
 import random
 import time
 from asyncio import CancelledError
@@ -34,3 +35,28 @@ def write(count: int, seed: int, progress: Any) -> None:
         time.sleep(chance.uniform(0.15, 0.25))
         progress.n = time.monotonic()
     time.sleep(0.15)
+
+
+def work(steps: int, progress: Any) -> None:
+    """Steps of about a microsecond of work each."""
+    for _ in progress(range(steps)):
+        sum(range(64))
+
+
+def work_untold(steps: int) -> None:
+    """The same without progress."""
+    for _ in range(steps):
+        sum(range(64))
+
+
+def report_until(stop: str, progress: Any) -> None:
+    """Report about 50 times a second until there is a file called `stop`."""
+    while not os.path.exists(stop):
+        time.sleep(0.02)
+        progress.update()
+
+
+def wait_until(stop: str) -> None:
+    """The same without progress."""
+    while not os.path.exists(stop):
+        time.sleep(0.02)

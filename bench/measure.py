@@ -39,6 +39,7 @@ PEERS = {
     "mpire": "mpire",
     "pebble": "pebble",
     "loky": "loky",
+    "distributed": "distributed",
 }
 BARS = {16: 1.0, 100: 2.0, 1000: 5.0}  # percent of a core
 MANY = 10**9  # a total that no sample reaches
@@ -481,6 +482,53 @@ def latencies(session: Session) -> Rows:
     return rows
 
 
+def on_dask(session: Session) -> Rows:
+    """A few figures of a cluster of processes on this machine."""
+    import clusters
+
+    from progress_executor import DaskProgressExecutor
+
+    rows: Rows = []
+    quick = session.quick
+    plain = "plain Client.submit"
+    with clusters.cluster(threads=2) as client:
+        count = 200 if quick else 1000
+        contenders: dict[str, Sample] = {
+            COMPILED: lambda: clusters.rate(client, True, count),
+            plain: lambda: clusters.rate(client, False, count),
+        }
+        rows.append(session.row("no-op tasks, Dask", "tasks/s", contenders, 30, against=plain, targets={COMPILED: 1.3}))
+        untold, steps = "without progress", 100_000 if quick else 1_000_000
+        contenders = {
+            COMPILED: lambda: clusters.steps(client, True, 8, steps),
+            untold: lambda: clusters.steps(client, False, 8, steps),
+        }
+        title = f"8 tasks of {steps} steps of a microsecond, Dask"
+        samples, errors = interleaved(contenders, 0, at_least=3, at_most=3)
+        rows.append(row(title, "ns", samples, errors, against=untold, targets={COMPILED: 1.1}))
+    with clusters.cluster(threads=50) as client, DaskProgressExecutor(client) as executor:
+        seconds, tasks_told = 1.0 if quick else 5.0, {COMPILED: True, untold: False}
+        scheduler: dict[str, list[float]] = {name: [] for name in tasks_told}
+        for _ in range(2 if quick else 4):
+            for name, told in tasks_told.items():
+                scheduler[name].append(clusters.shares(client, told, 100, 0, seconds)[0])
+        title = "the scheduler, 100 running tasks that report, 10 Hz, Dask"
+        rows.append(row(title, "% of a core", scheduler, targets={COMPILED: 2.0}, kind="median"))
+        few, many = "100 running", "10 000 more pending"
+        here: dict[str, list[float]] = {few: [], many: []}
+        for _ in range(1 if quick else 3):
+            for name, pending in ((few, 0), (many, 10_000)):
+                here[name].append(clusters.shares(client, True, 100, pending, seconds)[1])
+        rows.append(row("the caller, tasks watched, Dask", "% of a core", here, against=few, targets={many: 1.2}))
+        cancels, writes = (30, 16) if quick else (200, 80)
+        for title, at_most, latencies in (
+            ("from cancel() to noticing, steps of 1 ms, Dask", 50.0, lambda: tasks.cancel_latencies_of(executor, cancels)),
+            ("from the write to the callback, Dask", 250.0, lambda: tasks.progress_latencies_of(executor, writes, 4)),
+        ):
+            rows.append(_latency(session, title, {COMPILED: latencies}, at_most))
+    return rows
+
+
 def _latency(
     session: Session, title: str, calls: dict[str, Callable[[], Sequence[float]]], at_most: float
 ) -> dict[str, Any]:
@@ -519,7 +567,9 @@ def main() -> None:
     settle()
     rows: Rows = []
     try:
-        for part in (rates, iteration, updates, memory, imports, loop_costs, latencies):
+        for part in (rates, iteration, updates, memory, imports, loop_costs, latencies, on_dask):
+            if part is on_dask and "distributed" in session.missing:
+                continue
             start = time.perf_counter()
             rows += part(session)
             print(f"  {part.__name__}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)

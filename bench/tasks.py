@@ -314,38 +314,46 @@ def idle_share(kind: str, seconds: float) -> float:
 
 def cancel_latencies(kind: str, count: int) -> list[float]:
     """ms from `cancel()` to the task's noticing it, for tasks with steps of 1 ms."""
+    with make(kind, ours=True) as executor:
+        return cancel_latencies_of(executor, count)
+
+
+def cancel_latencies_of(executor: ProgressExecutor, count: int) -> list[float]:
     chance = random.Random(0)
     latencies = []
-    with make(kind, ours=True) as executor:
-        executor.submit(jobs.nothing).result()
-        for _ in range(count):
-            future = executor.submit(jobs.notice)
-            while future.state["total"] is None:  # it is in its loop then
-                time.sleep(0.001)
-            time.sleep(chance.uniform(0.002, 0.006))
-            start = time.monotonic()
-            future.cancel()
-            latencies.append((future.result() - start) * 1e3)
+    executor.submit(jobs.nothing).result()
+    for _ in range(count):
+        future: Any = executor.submit(jobs.notice)
+        while future.state["total"] is None:  # it is in its loop then
+            time.sleep(0.001)
+        time.sleep(chance.uniform(0.002, 0.006))
+        start = time.monotonic()
+        future.cancel()
+        latencies.append((future.result() - start) * 1e3)
     return latencies
 
 
 def progress_latencies(kind: str, count: int, workers: int = 4) -> list[float]:
     """ms from a task's write to the callback that has it, several tasks at once, watched by an event loop."""
+    with make(kind, ours=True, workers=workers) as executor:
+        return progress_latencies_of(executor, count, workers)
+
+
+def progress_latencies_of(executor: ProgressExecutor, count: int, workers: int) -> list[float]:
     latencies: list[float] = []
 
     def look(_: ProgressState, new: ProgressState) -> None:
         if new["n"] and new["status"] == "running":
             latencies.append((time.monotonic() - new["n"]) * 1e3)
 
-    async def run(executor: ProgressExecutor) -> None:
+    async def run() -> None:
         async with asyncio.TaskGroup() as group:
             for seed in range(workers):
                 future = executor.submit(jobs.write, count // workers, seed)
                 future.add_progress_callback(look)
                 group.create_task(future.check_for_progress())
 
-    with make(kind, ours=True, workers=workers) as executor:
-        asyncio.run(run(executor))
+    asyncio.run(run())
     if len(latencies) < count // workers * workers:
         raise RuntimeError(f"{count} writes, but {len(latencies)} callbacks")
     return latencies
