@@ -96,6 +96,14 @@ def test_a_key_that_is_in_use_is_refused(executor, gate):
     assert executor.submit(jobs.count, 3, key="once").result() == 3
 
 
+def test_a_key_that_another_client_uses_is_the_tasks_error(cluster, executor):
+    with distributed.Client(cluster, set_as_default=False) as other:
+        theirs = other.submit(jobs.add, 1, key="theirs")
+        theirs.result()
+        with pytest.raises(ValueError, match="another client"):
+            executor.submit(jobs.count, 3, key="theirs").result(DEADLINE)
+
+
 def test_a_wrong_option_is_the_callers_error(executor):
     with pytest.raises(ValueError, match="allow_other_workers"):
         executor.submit(jobs.count, 3, allow_other_workers=True)
@@ -251,6 +259,48 @@ def test_a_pending_task_that_is_cancelled_is_never_entered(client, gate, tmp_pat
     assert not (tmp_path / "entered").exists()
 
 
+def test_a_pending_task_that_was_cancelled_is_not_begun_by_a_worker_that_comes_later(cluster, client, gate, tmp_path):
+    with DaskProgressExecutor(client) as executor:
+        blockers = [executor.submit(jobs.step_until, gate) for _ in range(4)]
+        until(lambda: all(blocker.running() for blocker in blockers))
+        futures = [executor.submit(jobs.note_and_wait, str(tmp_path / "entered"), gate) for _ in range(5)]
+        for future in futures:
+            future.cancel()
+        until(lambda: all(future.cancelled() for future in futures))
+        until(lambda: len(cluster.scheduler.tasks) == 4, "Dask's forgetting them")
+        cluster.scale(3)
+        client.wait_for_workers(3)
+        assert executor.submit(jobs.add, 1).result() == 2
+        open_gate(gate)
+    assert not (tmp_path / "entered").exists()
+
+
+def test_everything_ends_though_tasks_end_while_others_are_cancelled(client):
+    for _ in range(3):
+        executor = DaskProgressExecutor(client)
+        waiting = [executor.submit(jobs.add, 1, resources={"none such": 1}) for _ in range(200)]
+        ending = [executor.submit(jobs.add, 1) for _ in range(100)]
+        until(lambda: any(future.done() for future in ending))  # noqa: B023
+        executor.shutdown(cancel_futures=True)
+        assert all(future.cancelled() for future in waiting)
+        assert all(future.done() for future in ending)
+
+
+def test_workers_are_asked_again_when_the_asking_failed(executor, client, monkeypatch):
+    run, failures = client._run, [OSError("lost"), TimeoutError()]
+
+    async def fail_twice(*args, **kwargs):
+        if failures:
+            raise failures.pop()
+        return await run(*args, **kwargs)
+
+    monkeypatch.setattr(client, "_run", fail_twice)
+    future = executor.submit(jobs.add, 1, resources={"none such": 1})
+    assert future.cancel()
+    until(future.cancelled)
+    assert not failures
+
+
 def test_cancelled_is_true_only_when_the_task_has_stopped(executor, gate, tmp_path):
     future = executor.submit(stop_slowly, gate, str(tmp_path / "stopping"))
     until(lambda: future.state["n"] > 0)
@@ -366,6 +416,59 @@ def test_an_asynchronous_client(cluster):
         assert endless.cancelled()
 
     asyncio.run(main())
+
+
+def test_tasks_that_outlive_the_loop_of_their_client_are_a_connection_error(cluster, gate):
+    async def main():
+        client = await distributed.Client(cluster.scheduler_address, asynchronous=True, set_as_default=False)
+        executor = DaskProgressExecutor(client)
+        future = executor.submit(jobs.step_until, gate)
+        while not future.running():
+            await asyncio.sleep(0.01)
+        return executor, future, client
+
+    executor, future, client = asyncio.run(main())
+    with pytest.raises(ConnectionError, match="event loop"):
+        future.result(DEADLINE)
+    executor.shutdown()
+    client.status = "closed"  # nobody can close it any more; at exit it would try
+    open_gate(gate)
+
+
+def test_a_result_that_was_lost_with_its_worker_holds_up_no_other(executor, client, monkeypatch, gate):
+    gather, lost = client._gather, []
+
+    async def lose_the_first(futures, **kwargs):
+        if not lost:
+            lost.append(futures[0].key)
+            await asyncio.to_thread(jobs.wait_for, gate)  # as for the run again
+        return await gather(futures, **kwargs)
+
+    monkeypatch.setattr(client, "_gather", lose_the_first)
+    first = executor.submit(jobs.add, 1)
+    until(lambda: lost)
+    assert executor.submit(jobs.add, 2).result(DEADLINE) == 3
+    assert not first.done()
+    open_gate(gate)
+    assert first.result(DEADLINE) == 2
+
+
+def test_a_connection_that_is_lost_while_outcomes_are_fetched_is_a_connection_error(cluster, monkeypatch):
+    with distributed.Client(cluster, set_as_default=False) as client:
+        executor, fetching = DaskProgressExecutor(client), threading.Event()
+
+        async def close_first(futures, **kwargs):
+            fetching.set()
+            while client.status == "running":
+                await asyncio.sleep(0.01)
+            raise distributed.comm.CommClosedError
+
+        monkeypatch.setattr(client, "_gather", close_first)
+        future = executor.submit(jobs.add, 1)
+        assert fetching.wait(DEADLINE)
+    with pytest.raises(ConnectionError):
+        future.result(DEADLINE)
+    executor.shutdown()
 
 
 def test_a_done_callback_may_wait_for_anything_of_dasks(executor, client):

@@ -12,7 +12,7 @@ from time import sleep
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from ..delivery import Board
+from ..delivery import Board, logger
 from ..futures import ProgressFuture
 from ..interrupts import SigintDeferred
 from ..tasks import Call
@@ -210,3 +210,5 @@ def leave_all() -> None:
             interrupted = True
         except SystemExit:  # of a callback
             pass
+        except Exception:
+            logger.exception("%r could not be left at exit", executor)

@@ -14,7 +14,7 @@ import threading
 import uuid
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from time import time
 from typing import Any
@@ -37,11 +37,13 @@ OPTIONS = frozenset({"workers", "resources", "retries", "priority", "key", "allo
 
 _BATCH = 0.005
 """Seconds for which cancellations are gathered, to ask the workers once."""
-_PATIENCE = 1.0
+_AGAIN = 1.0
 """Seconds after which they are asked again: what runs on one of them now may not have been there the last time.
 
-At first also those in which all have to answer.
+A worker remembers for longer what it is not to begin.
 """
+_PATIENCE = 1.0, 30.0
+"""Seconds in which all have to answer: at first, and at most, after it was doubled each time that one did not."""
 
 
 def local_client(**cluster: Any) -> "distributed.Client":
@@ -63,9 +65,9 @@ class _RemoteSlot:
 class DaskTask(Task):
     """A task on a cluster."""
 
-    dask_future: "distributed.Future[bytes] | None" = None
+    dask_future: "distributed.Future[bytes] | None" = None  # until it has ended: while it lives, Dask keeps the task
+    future: "ProgressFuture[Any] | None" = None  # likewise: it is a cycle
     lost = False  # whether no worker had it when they were asked last
-    future: ProgressFuture[Any]
 
     def __init__(self, board: Board, call: Call, executor: "DaskProgressExecutor", number: int) -> None:
         super().__init__(board, call)
@@ -75,9 +77,8 @@ class DaskTask(Task):
 
     @property
     def lazy(self) -> bool:  # type: ignore[override]
-        return bool(
-            self.executor.client.asynchronous
-        )  # not that it runs here; but who waits here is to hear that they cannot
+        """Whether who waits is in the client's own event loop: `run_here` does not run it, but tells them."""
+        return bool(self.executor.client.asynchronous)
 
     def run_here(self) -> None:
         self.executor._may_block()
@@ -91,21 +92,24 @@ class DaskTask(Task):
 
     def hear(self, run_id: int, seconds: float, state: ProgressState) -> None:
         """It has been running for so many `seconds`; in its attempt `run_id`, the highest of which counts."""
-        if run_id < self._run_id:
-            return
-        if run_id > self._run_id:
-            self._run_id = run_id
-            self._begin(time() - seconds)
-        self.slot.state = state  # type: ignore[union-attr]
+        with self.board.lock:  # in the other thread it may be ending just now
+            if self.finished or run_id < self._run_id:
+                return
+            if run_id > self._run_id:
+                self._run_id = run_id
+                self._begin(time() - seconds)
+            self.slot.state = state  # type: ignore[union-attr]
 
     def _begin(self, now: float) -> None:
         again, self.started_at = self.started_at is not None, now
         if not self.start(_RemoteSlot(), None):  # type: ignore[arg-type]
             self.executor._stop(self.number)  # where it runs now they may not have been asked
-        if not again:
+        if not again and self.future is not None:
             self.future.set_running_or_notify_cancel()
-        if self.finished:  # meanwhile, in the other thread
-            self.board.running.discard(self)
+
+    def finish(self, status: str) -> None:
+        with self.board.lock:
+            super().finish(status)
 
     # What follows is called in the thread that ends futures.
 
@@ -113,10 +117,17 @@ class DaskTask(Task):
         """Take over what `relay.run` has returned."""
         if self.finished:  # or what Dask says of a task that nobody runs any more
             return
-        stream = io.BytesIO(outcome)
-        state: ProgressState = pickle.load(stream)
+        try:
+            stream = io.BytesIO(outcome)
+            *identity, state = pickle.load(stream)
+        except Exception:
+            identity = []
+        if identity != [self.executor._topic, self.number]:
+            self.fail(ValueError("another client has a task with this key: there is its outcome, and none of this one"))
+            return
         if self.slot is None:  # a short one, of which no worker has told
-            self._begin(time())
+            with self.board.lock:
+                self._begin(time())
         self.slot.state = state  # type: ignore[union-attr]
         try:
             value = pickle.load(stream)
@@ -138,10 +149,13 @@ class DaskTask(Task):
         self._end(lambda future: future.set_exception(error))
 
     def _end(self, set_outcome: Callable[[Future[Any]], None]) -> None:
-        if not self.finished:
-            set_outcome(self.future)
-            del self.future, self.dask_future  # the one is a cycle; without the other, Dask forgets the task
-            self.executor._forget(self)
+        future = self.future
+        if future is not None and not self.finished:
+            try:
+                set_outcome(future)
+            finally:
+                self.future = self.dask_future = None
+                self.executor._forget(self)
 
 
 class DaskFuture(ProgressFuture[Any]):
@@ -169,22 +183,23 @@ class DaskProgressExecutor(ProgressExecutor):
         self._owns_client = client is None
         if client is None:
             client = local_client()
-            weakref.finalize(self, client.close)
+            weakref.finalize(self, _close, client)
         self.client: Any = client
         self._topic = f"progress_executor-{uuid.uuid4().hex}"
         self._numbers = itertools.count()
         self._tasks: dict[int, DaskTask] = {}
         self._connection: object = None
         self._arrived: list[DaskTask] = []
-        self._gathering = False
         self._to_stop: deque[int] = deque()
         self._asking = False
-        self._patience = _PATIENCE
+        self._patience = _PATIENCE[0]
         # Not the client's own thread: in there no done callback could wait for anything of Dask's, and a slow one would
         # have the scheduler take the client for lost.
         self._ending = ThreadPoolExecutor(1, "progress_executor")
         self._closed = False
         self._over = threading.Event()
+        self._unsubscribe = weakref.finalize(self, _unsubscribe, client, self._topic)
+        self._unsubscribe.atexit = False
         self._set_up()
         executors_to_leave.add(self)
 
@@ -218,55 +233,14 @@ class DaskProgressExecutor(ProgressExecutor):
         self.client.loop.add_callback(self._follow, task)
         return future
 
-    # In the client's event loop
-
     def _listen(self) -> None:
         """Have the workers' events heard; again after the client has lost its connection and found another."""
-        if self._connection is not self.client.scheduler_comm:
-            self._connection = self.client.scheduler_comm
+        connection = self.client.scheduler_comm
+        if connection is None:
+            raise ConnectionError("the Dask client is not connected")
+        if self._connection is not connection:
+            self._connection = connection
             self.client.subscribe_topic(self._topic, _weakly(self._hear))
-
-    def _hear(self, event: tuple[float, bytes]) -> None:
-        for number, run_id, seconds, n, total, status in pickle.loads(event[1]):
-            task = self._tasks.get(number)
-            if task is not None:
-                task.hear(run_id, seconds, ProgressState(n=n, total=total, status=status))
-
-    async def _follow(self, task: DaskTask) -> None:
-        """Wait for Dask to end the task."""
-        future: Any = task.dask_future
-        while future.status in ("pending", "lost"):
-            await future._state.wait()
-        if future.status == "finished":
-            self._arrived.append(task)
-            if not self._gathering:
-                self._gathering = True
-                await self._gather()
-        elif future.status == "error":
-            error = await future._exception()
-            self._conclude(task.fail, error.with_traceback(await future._traceback()))
-        elif self.client.status != "running" or self.client.scheduler_comm is not self._connection:
-            self._conclude(task.fail, ConnectionError("the connection to the Dask scheduler was lost"))
-        else:  # somebody else has cancelled it, or restarted the cluster
-            task.request_cancel()
-
-    async def _gather(self) -> None:
-        """Fetch the outcomes of the tasks that have arrived meanwhile, all at once."""
-        while self._arrived:
-            tasks, self._arrived = self._arrived, []
-            outcomes = await self._fetch(tasks)
-            for task, outcome in zip(tasks, outcomes, strict=True):
-                self._conclude(task.fail if isinstance(outcome, Exception) else task.conclude, outcome)
-        self._gathering = False
-
-    async def _fetch(self, tasks: Sequence[DaskTask]) -> Sequence[Any]:
-        try:
-            outcomes: list[bytes] = await self.client._gather([task.dask_future for task in tasks])
-            return outcomes
-        except Exception as error:
-            if len(tasks) == 1:
-                return [error]
-            return [(await self._fetch([task]))[0] for task in tasks]
 
     def _stop(self, number: int) -> None:
         """Have the workers asked to stop this task; from any thread."""
@@ -275,45 +249,118 @@ class DaskProgressExecutor(ProgressExecutor):
             self._asking = True
             self.client.loop.add_callback(self._ask)
 
+    # What follows runs in the client's event loop.
+
+    def _hear(self, event: tuple[float, bytes]) -> None:
+        for number, run_id, seconds, n, total, status in pickle.loads(event[1]):
+            task = self._tasks.get(number)
+            if task is not None:
+                task.hear(run_id, seconds, ProgressState(n=n, total=total, status=status))
+
+    async def _follow(self, task: DaskTask) -> None:
+        """Wait for Dask to end the task, or for its having been concluded."""
+        future: Any = task.dask_future
+        if future is None:
+            return
+        state = future._state
+        del future
+        while state.status in ("pending", "lost"):
+            await state.wait()
+        if task.finished:
+            pass
+        elif state.status == "finished":
+            self._arrived.append(task)
+            if len(self._arrived) == 1:
+                self.client.loop.add_callback(self._gather)
+        elif state.status == "error":
+            self._conclude(task, task.fail, state.exception.with_traceback(state.traceback))
+        elif self.client.status != "running" or self.client.scheduler_comm is not self._connection:
+            self._conclude(task, task.fail, ConnectionError("the connection to the Dask scheduler was lost"))
+        else:  # somebody else has cancelled it, or restarted the cluster
+            task.request_cancel()
+
+    async def _gather(self) -> None:
+        """Fetch the outcomes of the tasks that have arrived in this turn of the loop, all at once."""
+        tasks, self._arrived = self._arrived, []
+        await self._fetch(tasks)
+
+    async def _fetch(self, tasks: list[DaskTask]) -> None:
+        there = [(task, future) for task in tasks if (future := task.dask_future) is not None]
+        try:
+            outcomes = await self.client._gather([future for _, future in there])
+        except Exception as error:
+            if len(there) > 1:
+                for task, _ in there:
+                    await self._fetch([task])
+                return
+            (task, future) = there[0]
+            if future.status == "finished" and self.client.status == "running":
+                self._conclude(task, task.fail, error)
+            else:  # its worker was lost meanwhile, or the client closed
+                del there, future
+                await self._follow(task)
+            return
+        for (task, _), outcome in zip(there, outcomes, strict=True):
+            self._conclude(task, task.conclude, outcome)
+
     async def _ask(self) -> None:
-        """Ask all workers to stop what is to be stopped, and conclude what none of them has begun, nor will."""
+        """Ask all workers to stop what is to be stopped, and conclude what none of them has begun, nor will.
+
+        | | Dask has given it up | Dask has not |
+        |---|---|---|
+        | a worker runs it | the worker's relay tells the end when it has stopped: ask again | likewise |
+        | one has run it to its end | cancelled | its outcome is on the way: ask again |
+        | none has it, and none has told of it | cancelled | cancelled: they have noted not to begin it |
+        | none has it, though one has told of it | cancelled | lost with its worker, if so twice: cancelled |
+        | one does not answer | ask again | ask again |
+        """
         await asyncio.sleep(_BATCH)
         self._asking = False
         numbers = set()
         while self._to_stop:
             numbers.add(self._to_stop.popleft())
+        numbers.intersection_update(self._tasks)
+        if not numbers:
+            return
         asking = self.client._run(_CANCEL, self._topic, tuple(numbers), on_error="return")
         try:
             answers = await asyncio.wait_for(asking, self._patience)
-        except TimeoutError:
+        except Exception as error:
             # To a worker that was just lost Dask tries to connect for 30 s, and that it was lost is known much sooner.
-            self._patience = min(2 * self._patience, 30)
-            for number in numbers & self._tasks.keys():
-                self._stop(number)
+            if isinstance(error, TimeoutError):
+                self._patience = min(2 * self._patience, _PATIENCE[1])
+            if self.client.status == "running":  # else `_follow` ends them
+                self._stop_later(numbers)
             return
-        except Exception:  # without a scheduler, `_follow` ends them
-            return
-        self._patience = _PATIENCE
+        self._patience = _PATIENCE[0]
         answered = [answer for answer in answers.values() if not isinstance(answer, Exception)]
         running = {number for answer in answered for number in answer[0]}
         ended = {number for answer in answered for number in answer[1]}
         silent = any(isinstance(answer, OSError) for answer in answers.values())
-        for number in numbers & self._tasks.keys():
-            task = self._tasks[number]
+        for number in tuple(numbers):
+            task = self._tasks.get(number)
+            if task is None:
+                numbers.discard(number)
+                continue
             future = task.dask_future
             given_up = future is not None and future.status == "cancelled"
             nowhere = not silent and number not in running and (given_up or number not in ended)
             if nowhere and (given_up or task.lost or task.slot is None):
-                self._conclude(task.conclude_cancelled)
-            else:
-                # One that had begun was lost with its worker; but what it returned before may just be on its way.
-                task.lost = nowhere
-                self.client.loop.call_later(_PATIENCE, self._stop, number)
+                numbers.discard(number)
+                self._conclude(task, task.conclude_cancelled)
+            task.lost = nowhere
+        if numbers:
+            self._stop_later(numbers)
+
+    def _stop_later(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            self.client.loop.call_later(_AGAIN, self._stop, number)
 
     # The end
 
-    def _conclude(self, how: Callable[..., None], *args: Any) -> None:
-        self._ending.submit(_log_errors, how, *args)
+    def _conclude(self, task: DaskTask, how: Callable[..., None], *args: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # all have ended, this one, too: it was shut down
+            self._ending.submit(_concluding, task, how, *args)
 
     def _forget(self, task: DaskTask) -> None:
         """It has ended; called in the thread in which tasks do."""
@@ -325,15 +372,19 @@ class DaskProgressExecutor(ProgressExecutor):
         """In the thread that ends futures, and for which nothing is left to do."""
         if not self._over.is_set():
             self._ending.shutdown(wait=False)
-            if self._owns_client:
-                self.client.close()
-            elif self._connection is not None and self.client.status == "running":
-                self.client.unsubscribe_topic(self._topic)
-            self._over.set()
+            try:
+                self._unsubscribe()
+                if self._owns_client:
+                    self.client.close()
+            finally:
+                self._over.set()
 
     def _may_block(self) -> None:
         if self._tasks and self.client.asynchronous:
-            raise RuntimeError("this would block the event loop in which the Dask client runs: await the future")
+            if self.client.loop.asyncio_loop.is_running():
+                raise RuntimeError("this would block the event loop in which the Dask client runs: await the future")
+            for task in tuple(self._tasks.values()):  # nobody follows them any more
+                self._conclude(task, task.fail, ConnectionError("the event loop of the Dask client has ended"))
 
     def _leave(self) -> None:
         self._may_block()
@@ -353,7 +404,7 @@ class DaskProgressExecutor(ProgressExecutor):
 
     def _cancel_pending(self) -> None:
         for task in tuple(self._tasks.values()):
-            if not task.future.running():
+            if task.slot is None:  # no worker has told of it
                 task.request_cancel()
 
 
@@ -363,7 +414,7 @@ def _take_options(fn: Callable[..., Any], kwargs: dict[str, Any]) -> dict[str, A
     if names:
         try:
             parameters = inspect.signature(fn).parameters
-        except ValueError:  # a builtin that does not tell
+        except (TypeError, ValueError):  # a builtin that does not tell
             return {}
         if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
             return {}
@@ -416,11 +467,25 @@ def _cancel(topic: str, numbers: Sequence[int], dask_worker: Any) -> tuple[list[
 _RUN, _CANCEL = _ByValue(_run), _ByValue(_cancel)
 
 
-def _log_errors(fn: Callable[..., None], *args: Any) -> None:
+def _concluding(task: DaskTask, how: Callable[..., None], *args: Any) -> None:
     try:
-        fn(*args)
-    except Exception:
-        logger.exception("a task on Dask could not be ended")
+        how(*args)
+    except BaseException as error:
+        logger.exception("a task on Dask could not be ended as it did")
+        task.fail(error)
+
+
+def _unsubscribe(client: Any, topic: str) -> None:
+    with contextlib.suppress(Exception):  # it was never subscribed to, or the client is being closed
+        client.unsubscribe_topic(topic)
+
+
+def _close(client: Any) -> None:
+    """Close the client of an executor that was dropped, perhaps in its own event loop, where it cannot wait for itself."""
+    if client.asynchronous:
+        threading.Thread(target=client.close).start()
+    else:
+        client.close()
 
 
 def _weakly(method: Callable[[Any], None]) -> Callable[[Any], None]:

@@ -166,8 +166,8 @@ class _Unpickler(pickle.Unpickler):
 def run(packet: bytes, *values: Any) -> bytes:
     """Run a task on this worker; `values` are those of the Dask futures among its arguments.
 
-    Returns two pickles: the final state, and what was returned, or raised. What is raised goes through Dask, which may then
-    try again, unless it would end the worker.
+    Returns two pickles: whose the task is and its final state, and what was returned, or raised. What is raised goes
+    through Dask, which may then try again, unless it would end the worker.
     """
     topic, number, takes_progress, call = pickle.loads(packet)
     worker = get_worker()
@@ -194,4 +194,4 @@ def _packed(attempt: Attempt, status: str, value: object) -> bytes:
     state = attempt.slot.snapshot()
     state["status"] = status
     pickled: bytes = dumps(value)  # type: ignore[no-untyped-call]
-    return pickle.dumps(state) + pickled
+    return pickle.dumps((*attempt.identity, state)) + pickled
