@@ -29,7 +29,10 @@ Identity = tuple[str, int]
 
 _CLOSING = {Status.closing, Status.closed, Status.failed}
 _REMEMBERED = 60.0
-"""Seconds for which a worker knows what has ended on it, and what must not begin there any more."""
+"""Seconds for which a worker knows what has ended on it, and what must not begin there any more.
+
+The client asks each second until it knows the end, and then has Dask forget the task: nobody needs it for longer.
+"""
 
 
 class Attempt:
