@@ -6,6 +6,7 @@ import contextlib
 import os
 import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -469,6 +470,30 @@ def test_a_connection_that_is_lost_while_outcomes_are_fetched_is_a_connection_er
     with pytest.raises(ConnectionError):
         future.result(DEADLINE)
     executor.shutdown()
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificate with openssl, which is not here")
+def test_over_tls(tmp_path, gate):
+    key, certificate = str(tmp_path / "key.pem"), str(tmp_path / "certificate.pem")
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    subprocess.run([*command, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    files = {
+        f"tls_{role}_{what}": file
+        for role in ("scheduler", "worker", "client")
+        for what, file in (("key", key), ("cert", certificate))
+    }
+    security = distributed.Security(tls_ca_file=certificate, require_encryption=True, **files)
+    with (
+        distributed.LocalCluster(n_workers=1, security=security, protocol="tls", **LOCAL) as cluster,
+        distributed.Client(cluster, security=security, set_as_default=False) as client,
+        DaskProgressExecutor(client) as executor,
+    ):
+        assert client.scheduler.address.startswith("tls://")
+        assert executor.submit(jobs.count, 3).result() == 3
+        future = executor.submit(jobs.step_until, gate)
+        until(lambda: future.state["n"] > 0)
+        assert future.cancel()
+        until(future.cancelled)
 
 
 def test_a_done_callback_may_wait_for_anything_of_dasks(executor, client):
