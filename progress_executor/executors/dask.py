@@ -26,7 +26,7 @@ except ImportError as error:
     raise ImportError("DaskProgressExecutor needs Dask's distributed: install progress-executor[dask]") from error
 
 from .. import __version__
-from ..delivery import Board, logger
+from ..delivery import INTERVAL, Board, logger
 from ..futures import ProgressFuture
 from ..state import CANCELLED, DONE, RUNNING, ProgressState
 from ..tasks import Call, Task, takes_progress
@@ -190,6 +190,7 @@ class DaskProgressExecutor(ProgressExecutor):
         self._tasks: dict[int, DaskTask] = {}
         self._connection: object = None
         self._arrived: list[DaskTask] = []
+        self._gathering = False
         self._to_stop: deque[int] = deque()
         self._asking = False
         self._patience = _PATIENCE[0]
@@ -270,7 +271,8 @@ class DaskProgressExecutor(ProgressExecutor):
             pass
         elif state.status == "finished":
             self._arrived.append(task)
-            if len(self._arrived) == 1:
+            if not self._gathering:
+                self._gathering = True
                 self.client.loop.add_callback(self._gather)
         elif state.status == "error":
             self._conclude(task, task.fail, state.exception.with_traceback(state.traceback))
@@ -280,9 +282,14 @@ class DaskProgressExecutor(ProgressExecutor):
             task.request_cancel()
 
     async def _gather(self) -> None:
-        """Fetch the outcomes of the tasks that have arrived in this turn of the loop, all at once."""
-        tasks, self._arrived = self._arrived, []
-        await self._fetch(tasks)
+        """Fetch the outcomes that have arrived, all at once, and then those that have arrived meanwhile."""
+        try:
+            while self._arrived:
+                tasks, self._arrived = self._arrived, []
+                # One that is lost with its worker comes when its task has run again: the others do not wait for that.
+                await asyncio.wait([asyncio.ensure_future(self._fetch(tasks))], timeout=INTERVAL)
+        finally:
+            self._gathering = False
 
     async def _fetch(self, tasks: list[DaskTask]) -> None:
         there = [(task, future) for task in tasks if (future := task.dask_future) is not None]
