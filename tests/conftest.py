@@ -29,7 +29,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 if DASK:
-    from distributed import Client
+    from distributed import Client, LocalCluster
 
     from progress_executor import DaskProgressExecutor
 
@@ -42,20 +42,37 @@ def until(condition, what="the condition"):
         time.sleep(0.001)
 
 
+_clusters = {}
+
+
+def cluster(threads):
+    """A Dask cluster in this process, with one worker of so many threads, for all tests of a module."""
+    if threads not in _clusters:
+        _clusters[threads] = local_cluster(n_workers=1, threads_per_worker=threads)
+    return _clusters[threads]
+
+
+def local_cluster(**options):
+    """A Dask cluster in this process."""
+    cluster = LocalCluster(processes=False, dashboard_address="127.0.0.1:0", **options)
+    cluster.loop.asyncio_loop.set_debug(False)  # with -X dev it is: Dask's own loop then takes ten times as long
+    return cluster
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _close_clusters():
+    yield
+    while _clusters:
+        _clusters.popitem()[1].close()
+
+
 def make_executor(kind, max_workers=2, **kwargs):
     if kind == "sync":
         return SyncProgressExecutor()
     if kind == "thread":
         return ThreadPoolProgressExecutor(max_workers, **kwargs)
     if kind == "dask":
-        client = Client(
-            n_workers=1,
-            threads_per_worker=max_workers,
-            processes=False,
-            dashboard_address="127.0.0.1:0",
-            set_as_default=False,
-        )
-        executor = DaskProgressExecutor(client)
+        executor = DaskProgressExecutor(Client(cluster(max_workers), set_as_default=False))
         executor._owns_client = True
         return executor
     if kind in START_METHODS:

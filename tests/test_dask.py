@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import contextlib
+import functools
 import os
 import pickle
 import re
@@ -19,7 +20,7 @@ import pytest
 import progress_executor
 
 from . import jobs
-from .conftest import DEADLINE, open_gate, until
+from .conftest import DEADLINE, local_cluster, open_gate, until
 from .terminal import Terminal
 from .test_demo import expected_line, percentage
 from .test_futures import watch
@@ -36,7 +37,7 @@ LOCAL = {"processes": False, "dashboard_address": "127.0.0.1:0"}
 @pytest.fixture
 def cluster():
     """Two workers in this process, of two threads each."""
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=2, **LOCAL) as cluster:
+    with local_cluster(n_workers=2, threads_per_worker=2) as cluster:
         yield cluster
 
 
@@ -78,6 +79,20 @@ def test_a_function_keeps_the_keywords_that_it_knows(executor):
     assert executor.submit(lambda **kwargs: kwargs, workers=1, resources=2).result() == {"workers": 1, "resources": 2}
 
 
+def trying(fn):
+    @functools.wraps(fn)
+    def wrapper(*args, retries=3, **kwargs):
+        return retries, fn(*args, **kwargs)
+
+    return wrapper
+
+
+def test_a_decorator_keeps_the_keywords_that_it_knows(executor):
+    decorated = trying(lambda x: x)
+    assert executor.submit(decorated, 1, retries=7).result() == (7, 1)
+    assert executor.submit(decorated, x=2).result() == (3, 2)
+
+
 def test_resources_are_waited_for(executor):
     future = executor.submit(jobs.count, 3, resources={"none such": 1})
     with pytest.raises(TimeoutError):
@@ -93,8 +108,8 @@ def test_a_key_that_is_in_use_is_refused(executor, gate):
         executor.submit(jobs.count, 3, key="once")
     open_gate(gate)
     future.result()
-    until(lambda: "once" not in executor.client.futures)
-    assert executor.submit(jobs.count, 3, key="once").result() == 3
+    for n in range(10):  # at once: nobody has to wait until Dask has heard that the last one ended
+        assert executor.submit(jobs.add, n, key="once").result() == n + 1
 
 
 def test_a_key_that_another_client_uses_is_the_tasks_error(cluster, executor):
@@ -242,6 +257,40 @@ def test_a_task_that_was_cancelled_is_not_tried_again(executor, gate):
     until(future.running)
     assert future.cancel()
     until(future.cancelled)
+
+
+def test_the_final_state_is_there_as_soon_as_result_returns(executor):
+    for n in range(50):
+        future = executor.submit(jobs.count, n)
+        future.result()
+        assert future.state == {"n": n, "total": n, "status": "done"}
+
+
+class UnpickledSlowly:
+    def __init__(self, *paths):
+        self._paths = paths
+
+    def __reduce__(self):
+        return touch_and_wait, self._paths
+
+
+def touch_and_wait(begun, gate):
+    Path(begun).touch()
+    jobs.wait_for(gate)
+
+
+def return_slowly(begun, gate, progress):
+    progress.update(3)
+    return UnpickledSlowly(begun, gate)
+
+
+def test_the_final_status_is_told_with_the_end_and_not_before(executor, gate, tmp_path):
+    future = executor.submit(return_slowly, str(tmp_path / "begun"), gate)
+    until((tmp_path / "begun").exists)
+    assert future.state == {"n": 3, "total": None, "status": "running"}
+    assert not future.done()
+    open_gate(gate)
+    assert future.result() is None
 
 
 # Cancelling
@@ -502,6 +551,62 @@ def test_a_done_callback_may_wait_for_anything_of_dasks(executor, client):
     future.add_done_callback(lambda _: found.append(client.submit(jobs.add, 1).result()))
     future.result()
     until(lambda: found == [2])
+
+
+def test_a_done_callback_cannot_wait_for_its_own_executor(client, gate, tmp_path):
+    other_gate = tmp_path / "other"
+    with DaskProgressExecutor(client) as executor:
+        future, found = executor.submit(jobs.wait_for, str(other_gate)), []
+        other = executor.submit(jobs.step_until, gate)
+
+        def wait(_):
+            for waiting in (other.result, executor.shutdown, lambda: concurrent.futures.wait([other])):
+                try:
+                    waiting()
+                except RuntimeError as error:
+                    found.append(str(error))
+            found.append(future.result())
+
+        future.add_done_callback(wait)
+        open_gate(other_gate)
+        until(lambda: len(found) == 4)
+        open_gate(gate)
+        assert all("done callback" in text for text in found[:3])
+
+
+def test_what_is_submitted_while_the_client_closes_is_refused_or_a_connection_error(cluster):
+    for _ in range(3):
+        client, futures, refused = distributed.Client(cluster, set_as_default=False), [], []
+        executor = DaskProgressExecutor(client)
+
+        def submit_on(executor=executor, futures=futures, refused=refused):
+            try:
+                while True:
+                    futures.append(executor.submit(jobs.add, 1))
+            except ConnectionError as error:
+                refused.append(error)
+
+        submitting = threading.Thread(target=submit_on)
+        submitting.start()
+        until(lambda: len(futures) > 20)  # noqa: B023
+        client.close()
+        submitting.join(DEADLINE)
+        assert refused
+        assert not concurrent.futures.wait(futures, DEADLINE).not_done
+        assert {type(future.exception()) for future in futures} <= {type(None), ConnectionError}
+        executor.shutdown()
+
+
+def test_one_executor_after_the_other_leaves_the_scheduler_one_topic(cluster, client):
+    topics = set()
+    for _ in range(3):
+        with DaskProgressExecutor(client) as executor:
+            topics.add(executor._topic)
+            future = executor.submit(jobs.count_slowly, 30, 0.01)
+            states = watch(future)
+            assert future.result() == 30
+            assert len(states) > 2
+    assert len(topics) == 1
 
 
 def test_a_scheduler_that_is_lost_is_a_connection_error(gate):

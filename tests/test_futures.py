@@ -75,9 +75,9 @@ def test_the_tasks_own_text_gives_way_to_the_final_status(executor):
     assert future.state == {"n": 3, "total": 9, "status": "done"}
 
 
-def test_the_final_state_is_there_as_soon_as_result_returns(pool):
+def test_the_final_state_is_there_as_soon_as_result_returns(local_pool):
     for n in range(200):
-        future = pool.submit(jobs.count, n)
+        future = local_pool.submit(jobs.count, n)
         future.result()
         assert future.state == {"n": n, "total": n, "status": "done"}
 

@@ -67,6 +67,7 @@ class DaskTask(Task):
 
     dask_future: "distributed.Future[bytes] | None" = None  # until it has ended: while it lives, Dask keeps the task
     future: "ProgressFuture[Any] | None" = None  # likewise: it is a cycle
+    connection: object = None  # the one over which it was submitted
     lost = False  # whether no worker had it when they were asked last
 
     def __init__(self, board: Board, call: Call, executor: "DaskProgressExecutor", number: int) -> None:
@@ -77,8 +78,8 @@ class DaskTask(Task):
 
     @property
     def lazy(self) -> bool:  # type: ignore[override]
-        """Whether who waits is in the client's own event loop: `run_here` does not run it, but tells them."""
-        return bool(self.executor.client.asynchronous)
+        """Whether who waits is where it is ended: `run_here` does not run it, but tells them."""
+        return bool(self.executor._in_ending_thread() or self.executor.client.asynchronous)
 
     def run_here(self) -> None:
         self.executor._may_block()
@@ -119,7 +120,7 @@ class DaskTask(Task):
             return
         try:
             stream = io.BytesIO(outcome)
-            *identity, state = pickle.load(stream)
+            *identity, ended_as, state = pickle.load(stream)
         except Exception:
             identity = []
         if identity != [self.executor._topic, self.number]:
@@ -128,15 +129,15 @@ class DaskTask(Task):
         if self.slot is None:  # a short one, of which no worker has told
             with self.board.lock:
                 self._begin(time())
-        self.slot.state = state  # type: ignore[union-attr]
+        self.slot.state = state  # type: ignore[union-attr]  # but no final status, until `finish` makes it the final state
         try:
             value = pickle.load(stream)
         except Exception as error:
             self.fail(error)
             return
-        if state["status"] == DONE:
+        if ended_as == DONE:
             self._end(lambda future: future.set_result(value))
-        elif state["status"] == CANCELLED:
+        elif ended_as == CANCELLED:
             self.conclude_cancelled()
         else:
             self.fail(value)
@@ -151,6 +152,8 @@ class DaskTask(Task):
     def _end(self, set_outcome: Callable[[Future[Any]], None]) -> None:
         future = self.future
         if future is not None and not self.finished:
+            if self.dask_future is not None:  # before anybody knows of the end, who may use its key again
+                self.dask_future.release()  # type: ignore[no-untyped-call]
             try:
                 set_outcome(future)
             finally:
@@ -185,8 +188,7 @@ class DaskProgressExecutor(ProgressExecutor):
             client = local_client()
             weakref.finalize(self, _close, client)
         self.client: Any = client
-        self._topic = f"progress_executor-{uuid.uuid4().hex}"
-        self._numbers = itertools.count()
+        self._topic = _topic_of(client)
         self._tasks: dict[int, DaskTask] = {}
         self._connection: object = None
         self._arrived: list[DaskTask] = []
@@ -207,7 +209,7 @@ class DaskProgressExecutor(ProgressExecutor):
     def _enqueue(self, call: Call) -> ProgressFuture[Any]:
         fn, _, kwargs = call
         options = _take_options(fn, kwargs)
-        task = DaskTask(self._board, call, self, next(self._numbers))
+        task = DaskTask(self._board, call, self, next(_numbers))
         future = task.future = DaskFuture._adopt(Future(), task)
         try:
             pickled = io.BytesIO()
@@ -219,12 +221,14 @@ class DaskProgressExecutor(ProgressExecutor):
             return future
         task.call = None  # it is on its way
         key = options.pop("key", None) or f"{getattr(fn, '__name__', type(fn).__name__)}-{uuid.uuid4().hex}"
+        if key in self.client.futures and not self.client.asynchronous:
+            self.client.sync(asyncio.sleep, 0)  # it is known there until the loop has heard of a release
         if key in self.client.futures:
             raise ValueError(f"there is a task with the key {key!r}, which would share its fate")
         with self._leaving:
             if self._closed:
                 raise RuntimeError("cannot schedule new futures after shutdown")
-            self._listen()
+            task.connection = self._listen()
             self._tasks[task.number] = task
             try:
                 task.dask_future = self.client.submit(_RUN, packet, *pickler.futures, key=key, **options)
@@ -234,14 +238,19 @@ class DaskProgressExecutor(ProgressExecutor):
         self.client.loop.add_callback(self._follow, task)
         return future
 
-    def _listen(self) -> None:
-        """Have the workers' events heard; again after the client has lost its connection and found another."""
+    def _listen(self) -> object:
+        """Have the workers' events heard; again after the client has lost its connection and found another: that one."""
         connection = self.client.scheduler_comm
-        if connection is None:
+        if connection is None or not self._is_connected(connection):
             raise ConnectionError("the Dask client is not connected")
         if self._connection is not connection:
             self._connection = connection
             self.client.subscribe_topic(self._topic, _weakly(self._hear))
+        return connection
+
+    def _is_connected(self, connection: object) -> bool:
+        client = self.client
+        return client.status == "running" and client.scheduler_comm is connection
 
     def _stop(self, number: int) -> None:
         """Have the workers asked to stop this task; from any thread."""
@@ -265,6 +274,9 @@ class DaskProgressExecutor(ProgressExecutor):
             return
         state = future._state
         del future
+        if not self._is_connected(task.connection):  # what is submitted meanwhile goes nowhere, and Dask does not tell
+            self._conclude(task, task.fail, _lost())
+            return
         while state.status in ("pending", "lost"):
             await state.wait()
         if task.finished:
@@ -276,8 +288,8 @@ class DaskProgressExecutor(ProgressExecutor):
                 self.client.loop.add_callback(self._gather)
         elif state.status == "error":
             self._conclude(task, task.fail, state.exception.with_traceback(state.traceback))
-        elif self.client.status != "running" or self.client.scheduler_comm is not self._connection:
-            self._conclude(task, task.fail, ConnectionError("the connection to the Dask scheduler was lost"))
+        elif not self._is_connected(task.connection):
+            self._conclude(task, task.fail, _lost())
         else:  # somebody else has cancelled it, or restarted the cluster
             task.request_cancel()
 
@@ -386,7 +398,12 @@ class DaskProgressExecutor(ProgressExecutor):
             finally:
                 self._over.set()
 
+    def _in_ending_thread(self) -> bool:
+        return threading.current_thread() in self._ending._threads
+
     def _may_block(self) -> None:
+        if self._in_ending_thread():
+            raise RuntimeError("a done callback cannot wait for a task of its own executor, nor for its end")
         if self._tasks and self.client.asynchronous:
             if self.client.loop.asyncio_loop.is_running():
                 raise RuntimeError("this would block the event loop in which the Dask client runs: await the future")
@@ -420,7 +437,7 @@ def _take_options(fn: Callable[..., Any], kwargs: dict[str, Any]) -> dict[str, A
     names = OPTIONS.intersection(kwargs)
     if names:
         try:
-            parameters = inspect.signature(fn).parameters
+            parameters = inspect.signature(fn, follow_wrapped=False).parameters  # a decorator has keywords of its own
         except (TypeError, ValueError):  # a builtin that does not tell
             return {}
         if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
@@ -482,9 +499,28 @@ def _concluding(task: DaskTask, how: Callable[..., None], *args: Any) -> None:
         task.fail(error)
 
 
+_numbers = itertools.count()
+"""Of tasks: what comes late for one of an executor whose topic another has taken over is not taken for that one's."""
+
+_unused_topics: "weakref.WeakKeyDictionary[Any, list[str]]" = weakref.WeakKeyDictionary()
+"""By client. The scheduler keeps each topic, with its last events, for as long as it runs: they are used again."""
+
+
+def _topic_of(client: Any) -> str:
+    try:
+        return _unused_topics[client].pop()
+    except LookupError:
+        return f"progress_executor-{uuid.uuid4().hex}"
+
+
 def _unsubscribe(client: Any, topic: str) -> None:
     with contextlib.suppress(Exception):  # it was never subscribed to, or the client is being closed
         client.unsubscribe_topic(topic)
+    _unused_topics.setdefault(client, []).append(topic)
+
+
+def _lost() -> ConnectionError:
+    return ConnectionError("the connection to the Dask scheduler was lost")
 
 
 def _close(client: Any) -> None:

@@ -169,7 +169,7 @@ class _Unpickler(pickle.Unpickler):
 def run(packet: bytes, *values: Any) -> bytes:
     """Run a task on this worker; `values` are those of the Dask futures among its arguments.
 
-    Returns two pickles: whose the task is and its final state, and what was returned, or raised. What is raised goes
+    Returns two pickles: whose the task is, how it ended and its last state, and what was returned, or raised. What is raised goes
     through Dask, which may then try again, unless it would end the worker.
     """
     topic, number, takes_progress, call = pickle.loads(packet)
@@ -193,8 +193,6 @@ def run(packet: bytes, *values: Any) -> bytes:
         relay.end(attempt)
 
 
-def _packed(attempt: Attempt, status: str, value: object) -> bytes:
-    state = attempt.slot.snapshot()
-    state["status"] = status
+def _packed(attempt: Attempt, ended_as: str, value: object) -> bytes:
     pickled: bytes = dumps(value)  # type: ignore[no-untyped-call]
-    return pickle.dumps((*attempt.identity, state)) + pickled
+    return pickle.dumps((*attempt.identity, ended_as, attempt.slot.snapshot())) + pickled
