@@ -58,7 +58,7 @@ class _RemoteSlot:
     def __init__(self) -> None:
         self.state = ProgressState(n=0, total=None, status=RUNNING)
 
-    def snapshot(self) -> ProgressState:
+    def snapshot(self, tries: int = 1) -> ProgressState:
         return self.state.copy()
 
 
