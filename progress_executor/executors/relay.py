@@ -169,8 +169,8 @@ class _Unpickler(pickle.Unpickler):
 def run(packet: bytes, *values: Any) -> bytes:
     """Run a task on this worker; `values` are those of the Dask futures among its arguments.
 
-    Returns two pickles: whose the task is, how it ended and its last state, and what was returned, or raised. What is raised goes
-    through Dask, which may then try again, unless it would end the worker.
+    Returns two pickles: whose the task is, how it ended and its last state, and what was returned, or raised. What is
+    raised goes through Dask, which may then try again, unless it would end the worker.
     """
     topic, number, takes_progress, call = pickle.loads(packet)
     worker = get_worker()
