@@ -13,7 +13,7 @@ demo:  ## the demonstration: digests of the standard library's folders, one bar 
 	print("The speedups are built." if form == "cython" else "THE SPEEDUPS WERE NOT BUILT: no C compiler? It works without.")'
 	@cd .venv && demo/bin/python -m progress_executor
 
-test:  ## the tests, on every CPython from 3.11 that is found, in both implementations
+test:  ## the tests, on every CPython from 3.11 that is found; on the oldest and the newest in both implementations
 	@$(PYTHON) tests/run.py
 
 test-all:  ## the same, with the slow ones on the newest: faults, load, whole matrices

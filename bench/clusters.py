@@ -61,8 +61,8 @@ def rate(client: Any, ours: bool, count: int) -> float:
 def steps(client: Any, told: bool, tasks: int, count: int) -> float:
     """ns per step of so many tasks, which report and are watched, or do neither."""
     with DaskProgressExecutor(client) as executor:
-        start = perf_counter()
-        futures: list[Any] = [executor.submit(*((jobs.work,) if told else (jobs.work_untold,)), count) for _ in range(tasks)]
+        start, task = perf_counter(), jobs.work if told else jobs.work_untold
+        futures: list[Any] = [executor.submit(task, count) for _ in range(tasks)]
         for future in futures:
             if told:
                 future.add_progress_callback(_look)

@@ -32,7 +32,7 @@ def write(count: int, seed: int, progress: Any) -> None:
     """Write the time `count` times, at moments that have nothing to do with the interval of those who look."""
     chance = random.Random(seed)
     for _ in range(count):
-        time.sleep(chance.uniform(0.15, 0.25))
+        time.sleep(chance.uniform(0.25, 0.35))  # apart by more than two intervals: a cluster samples twice
         progress.n = time.monotonic()
     time.sleep(0.15)
 

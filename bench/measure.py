@@ -237,6 +237,9 @@ def updates(session: Session) -> Rows:
     line = session.row("progress(1)", "ns", contenders, 3, against="{}.get(1)", targets={COMPILED: 1.5})
     rows += [line, against_another(line, "empty.get(1)", {})]
 
+    contenders = {COMPILED: timed(calling("current()", current=progress_executor.current_progress), seconds)}
+    rows.append(session.row("current_progress()", "ns", contenders, 2, targets={COMPILED: 150}, kind="median"))
+
     amounts: dict[str, Any] = {"0.5": 0.5}
     try:
         import numpy
@@ -255,6 +258,26 @@ def updates(session: Session) -> Rows:
             bar = tqdm(total=MANY, file=io.StringIO())
             contenders["tqdm"] = timed(calling("progress.update(amount)", progress=bar, amount=amount), seconds)
         rows.append(session.row(f"progress.update({name})", "ns", contenders, 3, against="tqdm", targets={COMPILED: 0.5}))
+    return rows
+
+
+def steps_of_parts(session: Session) -> Rows:
+    """A part's steps against a task's: the same path, as long as nobody else counts in between."""
+    rows = []
+    for form, updater in updaters().items():
+        part = updater().sub(1, MANY).sub(1, MANY)
+        contenders = {
+            form: timed(calling("progress.update(1)", progress=part), session.sample_seconds),
+            "in a task": timed(calling("progress.update(1)", progress=updater()), session.sample_seconds),
+        }
+        rows.append(
+            session.row(f"update(1) in a part, {form}", "ns", contenders, 3, against="in a task", targets={form: 1.2})
+        )
+        contenders = {
+            form: timed_iteration(lambda n, part=part: part(range(n)), session.items),
+            "in a task": timed_iteration(lambda n, updater=updater: updater()(range(n)), session.items),
+        }
+        rows.append(session.row(f"iterate in a part, {form}", "ns", contenders, 3, against="in a task", targets={form: 1.2}))
     return rows
 
 
@@ -504,7 +527,7 @@ def on_dask(session: Session) -> Rows:
             untold: lambda: clusters.steps(client, False, 8, steps),
         }
         title = f"8 tasks of {steps} steps of a microsecond, Dask"
-        samples, errors = interleaved(contenders, 0, at_least=3, at_most=3)
+        samples, errors = interleaved(contenders, 0, at_least=5, at_most=5)
         rows.append(row(title, "ns", samples, errors, against=untold, targets={COMPILED: 1.1}))
     with clusters.cluster(threads=50) as client, DaskProgressExecutor(client) as executor:
         seconds, tasks_told = 1.0 if quick else 5.0, {COMPILED: True, untold: False}
@@ -567,7 +590,7 @@ def main() -> None:
     settle()
     rows: Rows = []
     try:
-        for part in (rates, iteration, updates, memory, imports, loop_costs, latencies, on_dask):
+        for part in (rates, iteration, updates, steps_of_parts, memory, imports, loop_costs, latencies, on_dask):
             if part is on_dask and "distributed" in session.missing:
                 continue
             start = time.perf_counter()

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ._speedups import IMPLEMENTATION, Updater
+from .ambient import current_progress
 from .executors.base import ProgressExecutor
 from .executors.sync import SyncProgressExecutor
 from .executors.thread import ThreadPoolProgressExecutor
@@ -27,6 +28,7 @@ __all__ = [
     "SyncProgressExecutor",
     "ThreadPoolProgressExecutor",
     "Updater",
+    "current_progress",
 ]
 
 __version__ = "1.0.0"

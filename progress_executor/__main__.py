@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import importlib.util
 import io
+import logging
 import os
 import stat
 import sys
@@ -35,8 +36,10 @@ def _on_dask(workers: int, scheduler: str | None) -> Iterator[ProgressExecutor]:
 
     from .executors.dask import DaskProgressExecutor, local_client
 
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # of a lost scheduler `main` tells, in one line
     if scheduler is None:
-        client = local_client(n_workers=workers, threads_per_worker=1)
+        # A worker of an old Dask may complain in many lines that its cluster is closed while it has something to do.
+        client = local_client(n_workers=workers, threads_per_worker=1, silence_logs=logging.CRITICAL)
     else:
         client = Client(scheduler, set_as_default=False)  # type: ignore[no-untyped-call]
     with client, DaskProgressExecutor(client) as executor:
@@ -182,6 +185,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="surrogateescape")  # a name that is not text comes out as it is
     look = {"unit": "B", "unit_scale": True, "leave": False, "disable": sys.stderr is None}
     status = 0
+    lost: OSError | None = None
     futures = {}
     try:
         with _clean_ctrl_c(), EXECUTORS[options.executor](options.workers, options.scheduler) as executor:
@@ -195,20 +199,32 @@ def main(argv: list[str] | None = None) -> int:
             wait(futures.values())
     except KeyboardInterrupt:
         status = 130
+    except OSError as error:  # of Dask, whose scheduler is absent or lost
+        if not futures:
+            _complain(str(error))
+            return 1
+        lost = error
 
     for index, path in enumerate(paths):
         if index not in futures or futures[index].cancelled():
             print(f"{'cancelled':64}  {path}")
             continue
-        digest = futures[index].result()
+        try:
+            digest = futures[index].result()
+        except OSError as error:
+            lost = error
+            print(f"{'failed':64}  {path}")
+            continue
         for line in digest.unreadable:
             _complain(f"cannot read {line}")
         unreadable = f", {len(digest.unreadable)} unreadable" if digest.unreadable else ""
         print(f"{digest.hex}  {path}: {digest.files} files, {digest.size} bytes{unreadable}")
+    if lost is not None:
+        _complain(str(lost))
     if status:
         done = sum(future.done() and not future.cancelled() for future in futures.values())
         _complain(f"interrupted: {done} of {len(paths)} finished, {len(paths) - done} cancelled")
-    return status
+    return status or int(lost is not None)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ from math import inf
 from time import monotonic, time
 from typing import Any, ClassVar, Literal, get_args
 
-from .delivery import INTERVAL, Watched, afterwards, logger
+from .delivery import INTERVAL, Said, Watched, afterwards, logger
 from .interrupts import SigintDeferred
-from .state import CANCELLED, DONE, ProgressState, drawable, on_one_line
+from .state import CANCELLED, DONE, ProgressState, drawable, on_one_line, printable
 
 Trigger = Literal["now", "running", "cancelled"]
 _TRIGGERS: tuple[str, ...] = get_args(Trigger)
@@ -58,6 +58,7 @@ class TqdmBar:
         self._clock: Callable[[], float] | None = None  # tqdm's, while the bar's own stands still
         self._knows_total = False  # from the task
         self._shown: ProgressState | None = None
+        self._began: float | None = None
         self._drawn_at = -inf  # not 0: where the machine was started a moment ago, that is just now
         if "now" in self._triggers:
             self._open()
@@ -77,6 +78,36 @@ class TqdmBar:
             self._show(state, ended)
         self._shown = state
         self._drawn_at = now
+
+    @property
+    def hear(self) -> Callable[[Said], None] | None:
+        """Not for a bar that is disabled, or made only when the task is cancelled."""
+        if self._bar is None:
+            return self._hear if self._make is not None and "running" in self._triggers else None
+        return None if getattr(self._bar, "disable", False) else self._hear
+
+    def _hear(self, said: Said) -> None:
+        """Write what a task says above the bars; as tqdm's `write` does where they are on no terminal and in no file."""
+        if self._make is not None:
+            with SigintDeferred():
+                self._show(self._watched.state, False)  # it is the time to make it
+        bar = self._bar
+        if bar is None:
+            return
+        text = printable(said.text)
+        place = _terminal(bar.fp) if _is_plain(bar) else type(bar)
+        if place in said.places:
+            return
+        said.places.append(place)
+        if self._screen is not None:
+            self._screen.texts.append(text)
+            self._screen.changed[bar] = None
+            afterwards.add(self._screen.draw)
+        elif self._in_file:
+            bar.fp.write(f"{text}\n")
+            bar.fp.flush()
+        else:
+            getattr(bar, "write", print)(text)
 
     @property
     def hidden(self) -> bool:
@@ -152,6 +183,10 @@ class TqdmBar:
             # Its rate and remaining time count from the start of the task, not from its own or from the queue.
             self._clock, bar._time = None, self._clock
             bar.start_t = bar.last_print_t = bar._time() - (0 if started_at is None else max(0, time() - started_at))
+        elif started_at is not None and started_at != self._began and _is_tqdm(bar):
+            # Nor does the time for which it stood still count; where it is run again, on a cluster, it starts anew.
+            bar.start_t = bar._time() - max(0, time() - started_at)
+        self._began = started_at
         if ended and _is_tqdm(bar):
             # And to the task's end, which may be long ago.
             ended_at = self._watched._until() or started_at or 0
@@ -280,6 +315,7 @@ class _Screen:
     def __init__(self, bar: Any) -> None:
         self.changed: dict[Any, None] = {}
         self.ended: deque[Any] = deque()
+        self.texts: deque[str] = deque()  # to be written above the bars
         self._fp = bar.fp
         self._terminal = _terminal(bar.fp)
         self._class = sys.modules["tqdm.std"].tqdm  # whose subclasses share its screens
@@ -330,7 +366,7 @@ class _Screen:
             for bar in changed:
                 self.changed.pop(bar, None)
             # All three, and before anything is drawn: lines of the old width would wrap.
-            everything = [self._stale, self._others(), self._resized(), bool(self.ended)]
+            everything = [self._stale, self._others(), self._resized(), bool(self.ended or self.texts)]
             if any(everything) or any(map(_is_due, self._delayed)):
                 self._stale = True
                 self._try(self._close_ended)
@@ -354,6 +390,8 @@ class _Screen:
 
     def _close_ended(self) -> None:
         self._erase()
+        while self.texts:
+            self._text.append(f"{self.texts.popleft()}\n")
         self._try(self._flush)
         while self.ended:
             self._try(self._close, self.ended.popleft())

@@ -10,7 +10,7 @@ import bisect
 import logging
 import threading
 import weakref
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Container, Iterable, Iterator
 from time import monotonic
 from typing import Any, Protocol
@@ -24,6 +24,26 @@ INTERVAL = 0.1
 logger = logging.getLogger("progress_executor")
 
 ProgressCallback = Callable[[ProgressState, ProgressState], object]
+LogCallback = Callable[[str], object]
+
+KEPT = 100_000
+"""How many texts are kept here that nobody delivers, the last ones: a group's, say, when a member of it is waited for."""
+
+
+_HARMLESS = Exception, asyncio.CancelledError, GeneratorExit
+"""What a callback may raise without harm to anybody else; what it raises beyond is for who waits."""
+
+
+class Said:
+    """A text that a task has said; one object for all who are told it."""
+
+    __slots__ = ("places", "text", "told")
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.told = False
+        self.places: list[object] = []
+        """Where it is shown: once on each terminal, however many bars stand there."""
 
 
 class Source(Protocol):
@@ -36,8 +56,13 @@ class Source(Protocol):
     @property
     def boards(self) -> "Iterable[Board]": ...
     @property
+    def parts(self) -> "Iterable[Runnable]": ...
+    @property
+    def speakers(self) -> "Iterable[Runnable]": ...
+    @property
     def finished(self) -> bool: ...
     def snapshot(self) -> ProgressState: ...
+    def listen(self, feed: "Feed") -> None: ...
 
 
 class Runnable(Source, Protocol):
@@ -49,8 +74,14 @@ class Runnable(Source, Protocol):
     def lazy(self) -> bool: ...
     @property
     def number(self) -> int: ...
+    @property
+    def to_be_run(self) -> bool: ...
     def run_here(self) -> None: ...
+    async def run_in_loop(self, ticker: "Ticker") -> None: ...
     def request_cancel(self) -> bool: ...
+    @property
+    def unheard(self) -> bool: ...
+    def pass_on(self) -> None: ...
 
 
 class Listener(Protocol):
@@ -65,6 +96,11 @@ class Listener(Protocol):
         ...
 
     def tell(self, state: ProgressState, ended: bool) -> None: ...
+
+    @property
+    def hear(self) -> Callable[[Said], None] | None:
+        """What is told each text that the task says, before the state; None if that is not for this listener."""
+        ...
 
 
 class Watched(Protocol):
@@ -83,6 +119,7 @@ class Callback:
     __slots__ = ("_told", "called_last", "fn")
 
     hidden = False
+    hear = None
 
     def __init__(self, fn: ProgressCallback) -> None:
         self.fn = fn
@@ -103,6 +140,25 @@ class Callback:
         return repr(self.fn)
 
 
+class Reader:
+    """The listener that calls `fn(text)` with each text that the task says."""
+
+    __slots__ = ("fn",)
+
+    hidden = True
+
+    def __init__(self, fn: LogCallback) -> None:
+        self.fn = fn
+
+    def tell(self, state: ProgressState, ended: bool) -> None: ...
+
+    def hear(self, said: Said) -> None:
+        self.fn(said.text)
+
+    def __repr__(self) -> str:
+        return repr(self.fn)
+
+
 class _Afterwards(threading.local):
     """What the listeners of a thread want to be called when all of them have been told, once each: screens, to draw."""
 
@@ -117,7 +173,7 @@ class _Afterwards(threading.local):
             fn = next(reversed(self.calls))
             try:
                 fn()
-            except (Exception, asyncio.CancelledError, GeneratorExit):
+            except _HARMLESS:
                 logger.exception("%r raised", fn)
             self.calls.pop(fn, None)  # not before: what Ctrl-C keeps from being called is called the next time
 
@@ -132,6 +188,8 @@ class Feed:
         self.task = task
         self.settle_here()
         self._listeners: list[Listener] = []
+        self.said: deque[Said] = deque(maxlen=KEPT)
+        self._deaf = [True]  # empty once it had a listener that hears: a list, as to pop it is one step
         self._lock = threading.RLock()  # a signal handler may wait for something, too
         self._deliverer: int | None = None
         self._due = 0.0
@@ -144,12 +202,20 @@ class Feed:
     def add(self, listener: Listener) -> None:
         self._listeners.append(listener)
 
-    def remove(self, fn: ProgressCallback) -> None:
+    def begins_to_hear(self) -> bool:
+        """Have it hear, from now on; whether its tasks are to be told of it: only the first time."""
+        try:
+            return self._deaf.pop()
+        except IndexError:
+            return False
+
+    def remove(self, fn: Callable[..., object], kind: type[Callback] | type[Reader]) -> bool:
+        """Remove a listener of this kind that calls `fn`; False if there is none."""
         for listener in self._listeners:
-            if isinstance(listener, Callback) and listener.fn == fn:
+            if isinstance(listener, kind) and listener.fn == fn:
                 self._listeners.remove(listener)
-                return
-        raise ValueError(f"{fn!r} is not a progress callback of this")
+                return True
+        return False
 
     @property
     def empty(self) -> bool:
@@ -185,7 +251,8 @@ class Feed:
                 if not listener.hidden:
                     break
             else:
-                return
+                if self._deaf or not self._something_said():
+                    return
         # Until nothing is left that another thread has not told, because this one was still about to be done.
         try:
             while self._deliver_alone() and self.task.finished and self._listeners:
@@ -208,8 +275,33 @@ class Feed:
                 self._deliverer = None
                 self._lock.release()
 
+    def _something_said(self) -> bool:
+        return bool(self.said) or any(task.unheard for task in self.task.speakers)
+
+    def _tell_said(self) -> None:
+        """Tell what was said until now, and not what is said meanwhile: a task may say more than is ever told."""
+        if not any(listener.hear for listener in self._listeners):  # it is kept for one that is added
+            return
+        for task in self.task.speakers:
+            task.pass_on()
+        for _ in range(len(self.said)):
+            said = self.said.popleft()
+            interrupt = None
+            for listener in tuple(self._listeners):
+                hear = listener.hear
+                if hear is not None and listener in self._listeners:
+                    said.told = True
+                    try:
+                        _let_hear(listener, hear, said)
+                    except BaseException as error:
+                        interrupt = error  # when all have been told: it does not come again
+            if interrupt is not None:
+                raise interrupt
+
     def _deliver_once(self) -> None:
         finished = self.task.finished
+        if not self._deaf:
+            self._tell_said()
         state = self.task.snapshot()
         if finished:
             self._conclude(state)
@@ -249,8 +341,15 @@ class Feed:
 def _tell(listener: Listener, state: ProgressState, ended: bool) -> None:
     try:
         listener.tell(state, ended)
-    except (Exception, asyncio.CancelledError, GeneratorExit):
+    except _HARMLESS:
         logger.exception("progress callback %r raised", listener)
+
+
+def _let_hear(listener: Listener, hear: Callable[[Said], None], said: Said) -> None:
+    try:
+        hear(said)
+    except _HARMLESS:
+        logger.exception("log callback %r raised", listener)
 
 
 class Board:
@@ -328,6 +427,7 @@ class Ticker:
         self._watched: Counter[Board] = Counter()
         self._intervals: Counter[float] = Counter()
         self._abandoned: set[Source] = set()
+        self._followed: Counter[Source] = Counter()
         self._due: float | None = None  # when it looks next
 
     @classmethod
@@ -367,6 +467,19 @@ class Ticker:
         self._abandoned.add(source)
         self._schedule(INTERVAL)
 
+    def follow(self, source: Source) -> None:
+        """Deliver its progress as long as somebody in this loop waits for its next state, and now.
+
+        It is not adopted: who follows may leave before the end, and is then to have changed nothing.
+        """
+        self._followed[source] += 1
+        self._schedule(0)
+
+    def unfollow(self, source: Source) -> None:
+        """Undo one `follow(source)`."""
+        _take(self._followed, source)
+        self._forget_if_idle()
+
     def adopt(self, source: Source) -> None:
         """Deliver its progress in this loop's thread, as long as the loop looks at its board."""
         if source.ticker is None or not source.ticker.running:  # another loop that watches it keeps it
@@ -391,21 +504,28 @@ class Ticker:
             return
         self._due = None
         try:
-            for board in {*self._watched, *(board for source in self._abandoned for board in source.boards)}:
-                board.pump(waited_for=self._abandoned)
+            sources: set[Any] = self._abandoned
+            waited_for = sources
+            if self._followed:
+                sources = sources.union(self._followed)
+                waited_for = sources.union(*(source.parts for source in self._followed))
+            for board in {*self._watched, *(board for source in sources for board in source.boards)}:
+                board.pump(waited_for=waited_for)
             self._abandoned = {
                 source
                 for source in self._abandoned
                 if not source.finished or (source.feed is not None and not source.feed.empty)
             }
         finally:  # a callback may have been hit by Ctrl-C
-            if self._watched or self._abandoned:
+            if self._watched or self._abandoned or self._followed:
                 self._schedule(min(self._intervals, default=INTERVAL))
             self._forget_if_idle()
 
     def _forget_if_idle(self) -> None:
         loop = self._loop()
-        if loop is not None and not self._watched and not self._abandoned and _tickers.get(loop) is self:
+        if loop is None or self._watched or self._abandoned or self._followed:
+            return
+        if _tickers.get(loop) is self:
             del _tickers[loop]
 
 

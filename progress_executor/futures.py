@@ -4,14 +4,29 @@ The standard library's pools make plain futures; the executors turn each into on
 """
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
-from concurrent.futures import BrokenExecutor, Future, InvalidStateError
+from concurrent.futures import BrokenExecutor, CancelledError, Future, InvalidStateError
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, LOGGER, PENDING, RUNNING
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from . import state as status
-from .delivery import INTERVAL, Callback, DeliveringEvent, Feed, Listener, ProgressCallback, Source, Ticker, waiting
+from .deadlines import set_deadline
+from .delivery import (
+    INTERVAL,
+    Callback,
+    DeliveringEvent,
+    Feed,
+    Listener,
+    LogCallback,
+    ProgressCallback,
+    Reader,
+    Source,
+    Ticker,
+    waiting,
+)
+from .following import Alarm, Followed, S, States
 from .interrupts import SafeCondition, SigintDeferred, in_main_thread
 from .state import ProgressState
 from .tasks import Task
@@ -70,9 +85,25 @@ class Watchable:
     def remove_progress_callback(self, fn: ProgressCallback) -> None:
         """Undo one `add_progress_callback(fn)`; ValueError if there is none, or if the final state was delivered."""
         feed = self._source().feed
-        if feed is None:
+        if feed is None or not feed.remove(fn, Callback):
             raise ValueError(f"{fn!r} is not a progress callback of this")
-        feed.remove(fn)
+
+    def add_log_callback(self, fn: LogCallback) -> None:
+        """Have `fn(text)` called with each text that the task says with `progress.log(text)`, of a group each of its tasks.
+
+        It is called like a progress callback, with all that was said since the last delivery, in order, and with the last
+        text before the final state. What was said before is told, too, if nobody was told it yet. TypeError if it is not
+        callable.
+        """
+        if not callable(fn):
+            raise TypeError(f"a log callback must be callable, not {type(fn).__name__}")
+        self._add(Reader(fn))
+
+    def remove_log_callback(self, fn: LogCallback) -> None:
+        """Undo one `add_log_callback(fn)`; ValueError if there is none, or if the last text was delivered."""
+        feed = self._source().feed
+        if feed is None or not feed.remove(fn, Reader):
+            raise ValueError(f"{fn!r} is not a log callback of this")
 
     def add_tqdm_callback(
         self,
@@ -86,6 +117,8 @@ class Watchable:
 
         It is made at the first of `triggers`: "now" (the default), "running" when the task starts, "cancelled" when it
         is cancelled; several may be given, and `trigger` is another name for it. ValueError for any other trigger.
+
+        What the task says with `progress.log` is written above the bars.
         """
         from .bars import TqdmBar  # tqdm is imported when the first bar is wanted
 
@@ -98,11 +131,24 @@ class Watchable:
         """Show the progress in a row of `progress`, a `rich.progress.Progress` that the caller starts and stops.
 
         `fields` are those of its `add_task`, such as `description`. The status is in the row's field `status`, for a
-        `TextColumn("{task.fields[status]}", markup=False)`, say.
+        `TextColumn("{task.fields[status]}", markup=False)`, say. What the task says is printed on the console of `progress`.
         """
         from .richbars import RichBar
 
         self._add(RichBar(progress, fields, self))
+
+    def states(self: Followed[S], interval: float = INTERVAL) -> States[S]:
+        """Follow the progress: `for state in states()`, in an event loop `async for state in states()`.
+
+        The first turn gives the present state, at once. Each later one waits until the state is another than the last and
+        `interval` seconds have passed since that, and gives the newest; what came in between is left out. The final state
+        is always given, at once and once, and ends the iteration; nothing is raised for a task that failed or was
+        cancelled. To wait for a turn delivers progress, and runs what a SyncProgressExecutor has, like `result`.
+
+        Whoever leaves earlier, however that is, leaves nothing behind, and the task goes on. ValueError if `interval` is not
+        positive and finite; RuntimeError, of a `for` loop, in a progress callback of this while it is not done.
+        """
+        return States(self, interval)
 
     def _add(self, listener: Listener) -> None:
         source = self._source()
@@ -111,6 +157,8 @@ class Watchable:
         for board in source.boards:
             board.watched = True
         feed.add(listener)
+        if listener.hear and feed.begins_to_hear():
+            source.listen(feed)
         if source.finished or self.done():  # a task keeps its final state a moment before its future is done
             for board in source.boards:
                 board.ended[feed] = None
@@ -155,20 +203,22 @@ class ProgressFuture(Future[T], Watchable):  # in this order: else a plain futur
 
     # Cancellation
 
-    def cancel(self) -> bool:
+    def cancel(self, msg: str | None = None) -> bool:
         """Stop the task: at once if it is pending, else at its next progress call. False if it is done.
 
         A running task is only asked: `running()` stays True until it has stopped. If it returns a value all the same,
-        the future keeps it.
+        the future keeps it. `msg`, of the first call, is the message of the CancelledError that the task gets (cut after 248
+        bytes of UTF-8) and of the one that `result()` raises. TypeError if it is no str.
         """
-        if self._cancel_pending():
+        check_message(msg)
+        if self._cancel_pending(msg):
             return True
         if self.done():
             return self.cancelled()
         # Its final state may be kept though it is not yet done.
-        return self._task.request_cancel() or self._task.snapshot()["status"] == status.CANCELLED
+        return self._task.request_cancel(msg) or self._task.snapshot()["status"] == status.CANCELLED
 
-    def _cancel_pending(self) -> bool:
+    def _cancel_pending(self, msg: str | None = None) -> bool:
         """Cancel the task unless it is running, as the standard library does; but whoever waits hears of it at once.
 
         There it is the worker that tells them when it comes across the work item, and nobody if the executor drops it.
@@ -177,6 +227,7 @@ class ProgressFuture(Future[T], Watchable):  # in this order: else a plain futur
         with SigintDeferred(), self._condition:
             if self._state != PENDING:
                 return self._state == CANCELLED_AND_NOTIFIED
+            self._task.reason = msg
             self._task.finish(status.CANCELLED)  # first: who sees that the future is cancelled finds the final state
             self._become_cancelled()
         self._invoke_callbacks()
@@ -198,8 +249,45 @@ class ProgressFuture(Future[T], Watchable):  # in this order: else a plain futur
             return self._state != CANCELLED_AND_NOTIFIED and super().set_running_or_notify_cancel()
 
     def cancel_requested(self) -> bool:
-        """Whether `cancel()` was called while that could still have an effect."""
+        """Whether `cancel()` was called, or a deadline passed, while that could still have an effect."""
         return self._task.cancel_requested or self.cancelled()
+
+    def set_deadline(self, timeout: float | None = None, stall: float | None = None) -> None:
+        """Have the task stopped when it has run for `timeout` seconds, or has reported nothing for `stall` seconds.
+
+        Then it is asked to stop as by `cancel()`, and when it has stopped the future fails with a TimeoutError that says
+        which of the two. If it returns a value or raises something else all the same, that is the outcome; if it was
+        cancelled before, it is cancelled.
+
+        Neither the time in the queue counts nor that for which it stands still: `timeout` counts from when the task began to
+        run, `stall` from then or, if it is running, from now. Replaces an earlier deadline; both None removes it; no effect
+        if the task is done or was asked to stop. ValueError for what is not positive or not finite, TypeError for what is
+        no number.
+        """
+        set_deadline(self._task, timeout, stall)
+
+    def _cancellation(self) -> CancelledError:
+        reason = self._task.reason
+        return CancelledError() if reason is None else CancelledError(reason)
+
+    # Pausing
+
+    def pause(self) -> bool:
+        """Have the task stand still at its next progress call, until `resume()` or `cancel()`. False if it is done.
+
+        A pending one starts all the same, and stands still at its first. While it stands its status is "paused", it keeps
+        its thread or process, and the clocks of its bars stand. RuntimeError in the sync executor: nobody could resume it.
+        """
+        return self._task.pause(True)
+
+    def resume(self) -> bool:
+        """Have a paused task go on, within some 50 ms. False if it is done."""
+        return self._task.pause(False)
+
+    @property
+    def paused(self) -> bool:
+        """Whether the task is to stand still: it does when its status says so."""
+        return self._task.paused and not self._task.cancel_requested and not self.done()
 
     def set_result(self, result: T) -> None:
         """For executors."""
@@ -207,7 +295,10 @@ class ProgressFuture(Future[T], Watchable):  # in this order: else a plain futur
         super().set_result(result)
 
     def set_exception(self, exception: BaseException | None) -> None:
-        """For executors. The CancelledError of a task that was asked to stop makes the future cancelled."""
+        """For executors. The CancelledError of a task that was asked to stop makes the future cancelled, or overdue."""
+        if self._task.overdue is not None and self._is_cancellation(exception):
+            cancelled, exception = exception, TimeoutError(self._task.overdue)
+            exception.__cause__ = cancelled  # it shows where the task was
         if self._is_cancellation(exception):
             self._task.finish(status.CANCELLED)
             with self._condition:
@@ -220,6 +311,7 @@ class ProgressFuture(Future[T], Watchable):  # in this order: else a plain futur
             # and would die here of an InvalidStateError with the futures behind this one never done.
             pass
         else:
+            self._task.broken = isinstance(exception, BrokenExecutor)
             self._task.finish(status.DONE if exception is None else status.FAILED)
             super().set_exception(exception)
 
@@ -250,14 +342,16 @@ class ProgressFuture(Future[T], Watchable):  # in this order: else a plain futur
     def result(self, timeout: float | None = None) -> T:
         """The task's value, or raise what it raised; delivers progress while it waits.
 
-        CancelledError (of concurrent.futures) if it was cancelled, TimeoutError after `timeout` seconds, RuntimeError in a
-        progress callback of this very future while it is not done.
+        CancelledError (of concurrent.futures) if it was cancelled, TimeoutError after `timeout` seconds (then it is not
+        `done()`) or if a deadline has passed, RuntimeError in a progress callback of this very future while it is not done.
         """
         try:
             if (self._state in UNDONE or self._task.feed is not None) and not self._wait(timeout):
                 raise TimeoutError
             if self._state == FINISHED and self._exception is None:
                 return self._result  # type: ignore[return-value]  # a done future changes no more: no need for its lock
+            if self._state == CANCELLED_AND_NOTIFIED:
+                raise self._cancellation()
             return super().result(0)
         finally:
             self = None  # type: ignore[assignment]  # as in the standard library: a traceback of the exception holds this frame
@@ -267,6 +361,8 @@ class ProgressFuture(Future[T], Watchable):  # in this order: else a plain futur
         try:
             if (self._state in UNDONE or self._task.feed is not None) and not self._wait(timeout):
                 raise TimeoutError
+            if self._state == CANCELLED_AND_NOTIFIED:
+                raise self._cancellation()
             return super().exception(0)
         finally:
             self = None  # type: ignore[assignment]
@@ -305,6 +401,17 @@ class ProgressFuture(Future[T], Watchable):  # in this order: else a plain futur
 
     # asyncio
 
+    def _set(self, alarm: Alarm) -> None:
+        with self._condition:
+            if self._state in UNDONE:
+                list.append(self._waiters, alarm)  # type: ignore[misc]  # not as `_Waiters` do: whoever set it delivers
+                return
+        alarm.ring()
+
+    def _unset(self, alarm: Alarm) -> None:
+        with self._condition, contextlib.suppress(ValueError):  # Ctrl-C may have come before it was set
+            self._waiters.remove(alarm)  # type: ignore[arg-type]
+
     def check_for_progress(self, interval: float = INTERVAL) -> Coroutine[Any, Any, T]:
         """Await the task's value, and deliver progress in the running event loop, at most every `interval` seconds.
 
@@ -325,12 +432,12 @@ class ProgressFuture(Future[T], Watchable):  # in this order: else a plain futur
             except BaseException as error:
                 ticker.abandon(task)
                 if isinstance(error, asyncio.CancelledError):
-                    self.cancel()
+                    self.cancel(message_of(error))
                 raise
             finally:
                 ticker.unwatch(task, interval)
             if self.cancelled():
-                raise asyncio.CancelledError
+                raise asyncio.CancelledError(*self._cancellation().args)
             return super().result(0)
         finally:
             self = None  # type: ignore[assignment]  # see `result`
@@ -379,7 +486,7 @@ class Awaitable(Protocol[R_co]):
 
     def _source(self) -> Source: ...
     def _watch(self, interval: float) -> Coroutine[Any, Any, R_co]: ...
-    def cancel(self) -> bool: ...
+    def cancel(self, msg: str | None = None) -> bool: ...
 
 
 class Watch(Coroutine[Any, Any, R]):
@@ -404,7 +511,7 @@ class Watch(Coroutine[Any, Any, R]):
     def throw(self, *exc_info: Any) -> Any:
         if self._awaited is not None and isinstance(exc_info[0], asyncio.CancelledError):
             Ticker.of_running_loop().abandon(self._awaited._source())
-            self._awaited.cancel()
+            self._awaited.cancel(message_of(exc_info[0]))
         self._awaited = None
         return self._coroutine.throw(*exc_info)
 
@@ -414,6 +521,17 @@ class Watch(Coroutine[Any, Any, R]):
     def __await__(self) -> Generator[Any, Any, R]:
         self._awaited = None
         return self._coroutine.__await__()
+
+
+def check_message(msg: object) -> None:
+    """TypeError if it is none for `cancel`."""
+    if msg is not None and not isinstance(msg, str):
+        raise TypeError(f"the message must be a str, not {type(msg).__name__}")
+
+
+def message_of(error: asyncio.CancelledError) -> str | None:
+    """What was given to the `cancel` of an asyncio task, if that is a text."""
+    return error.args[0] if error.args and isinstance(error.args[0], str) else None
 
 
 def _current_task() -> "asyncio.Task[Any] | None":

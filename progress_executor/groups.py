@@ -2,19 +2,23 @@
 
 import asyncio
 import concurrent.futures
+import contextlib
 import sys
 import threading
 import weakref
 from collections import Counter
 from collections.abc import Coroutine, Generator, Iterable
 from concurrent.futures import Future
+from functools import partial
+from time import time
 from typing import Any, Generic, TypeVar
 
 from .delivery import INTERVAL, Board, Feed, Listener, Ticker, waiting
-from .futures import UNDONE, ProgressFuture, Watch, Watchable
-from .interrupts import SafeCondition
-from .state import CANCELLED, DONE, FAILED, PENDING, RUNNING, GroupState, ProgressState
-from .tasks import Task, wake_loop
+from .following import Alarm
+from .futures import UNDONE, ProgressFuture, Watch, Watchable, message_of
+from .interrupts import SafeCondition, call_each
+from .state import CANCELLED, DONE, FAILED, PAUSED, PENDING, RUNNING, GroupState, ProgressState
+from .tasks import Task
 
 T = TypeVar("T")
 
@@ -33,6 +37,8 @@ class ProgressGroup(Watchable, Generic[T]):
     ticker: Ticker | None = None
     interval = INTERVAL
     _began: float | None = None
+    _paused_at: float | None = None
+    _stood = 0.0
     _last_end: float | None = None
 
     def __init__(self, futures: Iterable[ProgressFuture[T]]) -> None:
@@ -42,14 +48,14 @@ class ProgressGroup(Watchable, Generic[T]):
             if not isinstance(future, ProgressFuture):
                 raise TypeError(f"a group is made of this library's futures, not of {type(future).__name__}")
         self._undone: dict[Task, ProgressFuture[T]] = {future._task: future for future in self.futures}
+        self.parts = tuple(self._undone)
         self._running: set[Task] = set()  # those of them that were seen running: what a tick looks at
         self._ended: list[Task] = []  # in order
         self._counted = _Sums()  # of the first ones among those
-        self._size = len(self._undone)
         self._lock = threading.RLock()  # a finalizer may ask for the state
         self._done = SafeCondition()  # not an Event: a signal handler may cancel the last member while this waits
         self.finished = not self.futures
-        self._waiters: list[asyncio.Future[None]] = []
+        self._waiters: list[Alarm] = []
         self.boards = tuple({task.board: None for task in self._undone}) or (Board(),)
         waiter = _Waiter(self)
         for future in tuple(self._undone.values()):
@@ -64,7 +70,7 @@ class ProgressGroup(Watchable, Generic[T]):
     def _member_ended(self, future: "Future[Any]") -> None:
         """Called with the condition of the future held: nothing here may wait."""
         self._ended.append(future._task)  # type: ignore[attr-defined]
-        if len(self._ended) < self._size:
+        if len(self._ended) < len(self.parts):
             return
         self._leave_to_be_told()  # first: who sees that it is done finds the final state to tell
         with self._done:
@@ -73,8 +79,8 @@ class ProgressGroup(Watchable, Generic[T]):
         self._leave_to_be_told()  # a callback may have been added meanwhile
         for board in self.boards:
             board.groups.discard(self)
-        for waiter in self._waiters.copy():
-            wake_loop(waiter)
+        for alarm in self._waiters.copy():
+            alarm.ring()
 
     def _leave_to_be_told(self) -> None:
         feed = self.feed
@@ -107,8 +113,8 @@ class ProgressGroup(Watchable, Generic[T]):
     def state(self) -> GroupState:
         """A snapshot: the sums of `n` and `total`, a status, and how many members are in which.
 
-        The status is "pending" until a member starts, "running" until all have ended, then "failed" if one has failed,
-        "cancelled" if one was cancelled, else "done".
+        The status is "pending" until a member starts, "running" until all have ended, but "paused" while all that run stand
+        still, then "failed" if one has failed, "cancelled" if one was cancelled, else "done".
         """
         return self.snapshot()
 
@@ -120,14 +126,16 @@ class ProgressGroup(Watchable, Generic[T]):
                 self._running.update(task for task in board.running.copy() if task in self._undone)
             running = tuple(self._running)
             pending = len(self._undone) - len(running)
+        standing = 0
         for task in running:  # without the lock, as reading takes the one of the board
-            state, began = task.snapshot(), task.since()
+            state, began = task.snapshot(), task.began()  # the group's own clock stands if it was paused as a whole
             # One that has left for a worker process may not have begun. One that ended just now still counts as running.
             sums.add(state, PENDING if began is None else RUNNING)
+            standing += task.paused and state["status"] == PAUSED
             self._note_beginning(began)
         state = sums.state(pending)
         if not finished and state["status"] != PENDING:
-            state["status"] = RUNNING
+            state["status"] = PAUSED if 0 < standing == state["running"] else RUNNING
         return state
 
     def done(self) -> bool:
@@ -138,15 +146,33 @@ class ProgressGroup(Watchable, Generic[T]):
         return self
 
     def _since(self) -> float | None:
-        return self._began
+        over = self._paused_at is not None and not self.paused  # all of them, or one by itself, were resumed, or have ended
+        with self._lock:
+            began, stood = self._began, self._stood
+            if self._paused_at is not None and began is not None:
+                until = self._last_end if self.finished and self._last_end is not None else time()
+                stood += max(0.0, until - max(self._paused_at, began))
+            if over:
+                self._paused_at, self._stood = None, stood
+            return None if began is None else began + stood
 
     def _until(self) -> float | None:
         return self._last_end
 
     @staticmethod
     def _describe(state: GroupState) -> str:
-        names = ("running", "pending", "done", "failed", "cancelled")
-        return ", ".join(f"{state[name]} {name}" for name in names if state[name])  # type: ignore[literal-required]
+        counts = [(state["running"], PAUSED if state["status"] == PAUSED else RUNNING)]
+        counts += [(state[name], name) for name in (PENDING, DONE, FAILED, CANCELLED)]
+        return ", ".join(f"{count} {name}" for count, name in counts if count)
+
+    @property
+    def speakers(self) -> tuple[Task, ...]:
+        running = (task for board in self.boards for task in board.running.copy())
+        return tuple(task for task in running if task in self._undone)
+
+    def listen(self, feed: Feed) -> None:
+        for task in self.parts:
+            task.listen(feed)
 
     def _add(self, listener: Listener) -> None:
         super()._add(listener)
@@ -160,14 +186,47 @@ class ProgressGroup(Watchable, Generic[T]):
 
     # Cancellation
 
-    def cancel(self) -> bool:
-        """Cancel all members, as their own `cancel()` does; False if they are all done."""
+    def cancel(self, msg: str | None = None) -> bool:
+        """Cancel all members, as their own `cancel(msg)` does; False if they are all done."""
         if self.done():
             return False
-        asked = [
-            future.cancel() for future in reversed(self.futures)
-        ]  # the first ones are running: others would take their place
+        asked: list[bool] = []
+
+        def ask(future: ProgressFuture[T]) -> None:
+            asked.append(future.cancel(msg))
+
+        # The first ones are running: others would take their place.
+        interrupts = call_each(partial(ask, future) for future in reversed(self.futures))
+        if interrupts:
+            raise interrupts.pop()
         return any(asked)
+
+    # Pausing
+
+    def pause(self) -> bool:
+        """Have all members stand still, as their own `pause()` does; False if they are all done. The group's clock stops.
+
+        RuntimeError, with none of them asked, if one cannot be paused.
+        """
+        for future in self.futures:
+            future._task.check_pausing()
+        asked = [future.pause() for future in self.futures]  # without the lock, as it takes the one of the board
+        with self._lock:
+            if any(asked) and self._paused_at is None:
+                self._paused_at = time()
+        return any(asked)
+
+    def resume(self) -> bool:
+        """Have all members go on; False if they are all done."""
+        asked = [future.resume() for future in self.futures]
+        self._since()
+        return any(asked)
+
+    @property
+    def paused(self) -> bool:
+        """Whether all members that are not done are to stand still, and there are some."""
+        undone = [future for future in self.futures if not future.done()]
+        return bool(undone) and all(future.paused for future in undone)
 
     # Waiting
 
@@ -188,14 +247,15 @@ class ProgressGroup(Watchable, Generic[T]):
     def _wait(self, timeout: float | None) -> bool:
         if not self.finished and self.feed is not None and self.feed.delivering_here:
             raise RuntimeError("a progress callback cannot wait for the group that it watches")
-        waited_for = {self, *self._undone}
+        waited_for = {self, *self.parts}
         lazy = [task for task in self._undone.copy() if task.lazy]
         if lazy and self.feed is not None:
             self.feed.settle_here()  # where they run now, and push their progress
+        ran = False
         for pause in waiting(timeout):
-            if lazy and not self.finished:
+            if lazy and not self.finished and (pause or not ran):  # none begins when the time is over
                 lazy.pop(0).run_here()
-                pause = 0
+                ran, pause = True, 0
             self._pump(waited_for)
             with self._done:
                 if self.finished or self._done.wait(pause):
@@ -208,6 +268,15 @@ class ProgressGroup(Watchable, Generic[T]):
     def _pump(self, waited_for: "set[Any]") -> None:
         for board in self.boards:
             board.pump(waited_for=waited_for)
+
+    def _set(self, alarm: Alarm) -> None:
+        self._waiters.append(alarm)
+        if self.finished:  # perhaps before it was set
+            alarm.ring()
+
+    def _unset(self, alarm: Alarm) -> None:
+        with contextlib.suppress(ValueError):  # Ctrl-C may have come before it was set
+            self._waiters.remove(alarm)
 
     def check_for_progress(self, interval: float = INTERVAL) -> Coroutine[Any, Any, list[T]]:
         """Await the values of all members, and deliver progress in the running event loop, at most every `interval` seconds.
@@ -224,8 +293,8 @@ class ProgressGroup(Watchable, Generic[T]):
         try:
             await self._watch_to_the_end(interval)
             return _values(self.futures)
-        except concurrent.futures.CancelledError:
-            raise asyncio.CancelledError from None
+        except concurrent.futures.CancelledError as error:
+            raise asyncio.CancelledError(*error.args) from None
         finally:
             self = None  # type: ignore[assignment]
 
@@ -233,8 +302,8 @@ class ProgressGroup(Watchable, Generic[T]):
         ticker = Ticker.of_running_loop()
         ticker.watch(self, interval)
         members = self._undone.copy()
-        waiter = asyncio.get_running_loop().create_future()
-        self._waiters.append(waiter)
+        alarm = Alarm()
+        self._set(alarm)
         try:
             for task in members:
                 ticker.adopt(task)
@@ -242,15 +311,15 @@ class ProgressGroup(Watchable, Generic[T]):
                 if task.lazy:
                     await task.wait_in_loop(future, ticker)
             if not self.finished:
-                await waiter
+                await alarm.rung
             self._pump({self, *members})
         except BaseException as error:
             ticker.abandon(self)
             if isinstance(error, asyncio.CancelledError):
-                self.cancel()
+                self.cancel(message_of(error))
             raise
         finally:
-            self._waiters.remove(waiter)
+            self._unset(alarm)
             for task in members:
                 ticker.let_go(task)
             ticker.unwatch(self, interval)

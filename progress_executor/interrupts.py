@@ -6,6 +6,7 @@ import signal
 import threading
 from _thread import RLock, allocate_lock, get_ident
 from collections import deque
+from collections.abc import Callable, Iterable
 from typing import Any
 
 _SIGINT = int(signal.SIGINT)  # as an enumeration it takes twice as long to find
@@ -109,3 +110,17 @@ class SafeCondition(RLock, threading.Condition):  # type: ignore[misc]  # it may
                 with contextlib.suppress(ValueError):
                     self._waiters.remove(waiter)
         return notified
+
+
+def call_each(calls: Iterable[Callable[[], object]]) -> list[BaseException]:
+    """Call all of them, also if a done callback raises KeyboardInterrupt or SystemExit in one; return the last of those.
+
+    In a list, as it is to be taken out where it is raised: its traceback holds the frames.
+    """
+    interrupts: list[BaseException] = []
+    for call in calls:
+        try:
+            call()
+        except (KeyboardInterrupt, SystemExit) as error:
+            interrupts[:] = [error]
+    return interrupts

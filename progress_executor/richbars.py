@@ -1,12 +1,12 @@
 """The rich adapter: a listener that owns one task of a caller's `rich.progress.Progress`. Imports nothing of rich."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from time import time
 from typing import TYPE_CHECKING, Any
 
-from .delivery import Watched
+from .delivery import Said, Watched
 from .interrupts import SigintDeferred
-from .state import ProgressState, drawable, on_one_line
+from .state import ProgressState, drawable, on_one_line, printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -24,7 +24,7 @@ class RichBar:
         self._progress = progress
         self._watched = watched
         self._shown: ProgressState | None = None
-        self._started = False
+        self._began: float | None = None
         self._knows_total = False  # from the task
         row = {"description": "", "total": None, "start": False, "status": self._status(watched.state), **fields}
         self._id = progress.add_task(**row)
@@ -34,7 +34,7 @@ class RichBar:
 
     def tell(self, state: ProgressState, ended: bool) -> None:
         """Take over a state."""
-        if state == self._shown and not ended:
+        if state == self._shown and not ended and self._watched._since() == self._began:
             return
         self._shown = state.copy()
         with SigintDeferred():
@@ -43,13 +43,29 @@ class RichBar:
             except KeyError:  # the user has removed the row
                 pass
 
+    @property
+    def hear(self) -> Callable[[Said], None] | None:
+        return None if self._progress.disable else self._hear
+
+    def _hear(self, said: Said) -> None:
+        """Print what a task says, above the rows."""
+        console = self._progress.console
+        if console not in said.places:
+            said.places.append(console)
+            console.print(printable(said.text), markup=False, emoji=False, highlight=False, soft_wrap=True)
+
     def _show(self, state: ProgressState, ended: bool) -> None:
         row = self._progress._tasks[self._id]  # `tasks` makes a list of all
         started_at, now = self._watched._since(), time()
-        if not self._started and started_at is not None:
-            self._started = True
-            self._progress.start_task(self._id)
+        if started_at is not None and started_at != self._began:
+            if self._began is None:
+                self._progress.start_task(self._id)
+            else:  # it stood still; the speed goes by samples of the last half minute
+                moved = [sample._replace(timestamp=sample.timestamp + started_at - self._began) for sample in row._progress]
+                row._progress.clear()
+                row._progress.extend(moved)
             row.start_time = self._progress.get_time() - max(0, now - started_at)
+            self._began = started_at
         n, total = drawable(state["n"]), state["total"]
         self._knows_total = self._knows_total or total is not None
         if total is None and ended:

@@ -14,15 +14,23 @@ from types import CodeType, FunctionType, MethodType
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from .delivery import INTERVAL, Board, Feed, Ticker
+from ._speedups import Updater
+from .ambient import current
+from .delivery import INTERVAL, Board, Feed, Said, Ticker
+from .interrupts import SigintDeferred
 from .slots import LAST_TRIES, Slot
 from .state import CANCELLED, DONE, FAILED, PENDING, RUNNING, ProgressState
 
 
 def wake_loop(waiter: "asyncio.Future[None]") -> None:
     """Resolve `waiter` in its loop, from whichever thread."""
+    loop = waiter.get_loop()
     with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
-        waiter.get_loop().call_soon_threadsafe(_resolve, waiter)
+        # From its own thread not through its pipe: where thousands are cancelled that is full, and no signal finds room.
+        if asyncio._get_running_loop() is loop:
+            loop.call_soon(_resolve, waiter)
+        else:
+            loop.call_soon_threadsafe(_resolve, waiter)
 
 
 def _resolve(waiter: "asyncio.Future[None]") -> None:
@@ -45,6 +53,11 @@ class Task:
 
     slot: Slot | None = None  # None while it is pending; and to the end if the function takes no progress
     cancel_requested = False
+    reason: str | None = None  # for which it is to stop
+    paused = False  # whether it is to stand still
+    was_paused = False  # whether it ever was: else nobody need ask for how long
+    overdue: str | None = None
+    """Which deadline has passed, if it is for that it was asked to stop: written before `cancel_requested`."""
     feed: Feed | None = None
     ticker: Ticker | None = None
     interval = INTERVAL
@@ -52,6 +65,15 @@ class Task:
     """When it began to run, in seconds since the epoch; a task in another process says so in its slot."""
     ended_at: float | None = None
     """When it ended, likewise; None also for one that neither takes progress nor had callbacks then."""
+    push: Callable[[bool | None], None] | None = None
+    """What each step calls, if the task itself has to tell of it."""
+    _asked: Updater | None = None
+    _stood = 0.0
+    outlets: tuple[Feed, ...] = ()
+    """Who is told what it says."""
+    _said: tuple[Said, ...] = ()  # what was taken out of the slot and told to nobody yet
+    broken = False
+    """Whether its pool is broken: then who wrote to its slot may have been killed or stopped in the midst of it."""
     _final: ProgressState | None = None
 
     def __init__(self, board: Board, call: Call) -> None:
@@ -65,6 +87,12 @@ class Task:
     def run_here(self) -> None:
         """Run in the calling thread, if it is lazy and nobody else took it."""
 
+    to_be_run = False
+    """Whether it is lazy and runs nowhere yet, if it is `run_in_loop` that would run it."""
+
+    async def run_in_loop(self, ticker: Ticker) -> None:
+        """Run in the loop's thread, if it is to be run; nobody hears of its end before what fell due meanwhile."""
+
     async def wait_in_loop(self, future: "Future[Any]", ticker: Ticker) -> None:
         """Return when `future` is done."""
         done = asyncio.get_running_loop().create_future()
@@ -75,6 +103,12 @@ class Task:
     @property
     def boards(self) -> tuple[Board]:
         return (self.board,)
+
+    @property
+    def parts(self) -> tuple["Task"]:
+        return (self,)
+
+    speakers = parts
 
     @property
     def finished(self) -> bool:
@@ -91,9 +125,58 @@ class Task:
             return slot.snapshot()
         return {"n": 0, "total": None, "status": PENDING if self.started_at is None else RUNNING}
 
-    def since(self) -> float | None:
+    def run(self) -> Any:
+        """Call the function, in a thread of this process."""
+        call = self.call
+        slot = Slot() if call is not None and takes_progress(call) else None
+        if call is None or not self.start(slot, time()):
+            raise asyncio.CancelledError
+        if self.push is not None:
+            self.push(True)
+        fn, args, kwargs = call
+        if slot is None:
+            token = current.set(self._updater)
+        else:
+            kwargs["progress"] = updater = Updater(slot.buffer, self.push)
+            token = current.set(updater)
+        try:
+            return fn(*args, **kwargs)
+        finally:
+            current.reset(token)
+
+    def _updater(self) -> Updater:
+        """For a function that takes no progress, made when what it calls asks for one: few do, and to make it takes time."""
+        with self.board.lock:  # threads of the task may ask at once
+            if self._asked is None:
+                slot = Slot()
+                slot.start(time() if self.started_at is None else self.started_at)
+                slot.pause(self.paused and self._final is None)
+                self._asked = Updater(slot.buffer, self.push)
+                self.slot = slot
+                if self.outlets:
+                    slot.listen()
+                if self.cancel_requested:  # see the class: one of both sees what the other wrote
+                    slot.cancel(self.reason)
+            return self._asked
+
+    def began(self) -> float | None:
         """When it began to run, in seconds since the epoch; None if it has not, or never did."""
         return self.started_at
+
+    def stood(self) -> float:
+        """For how many seconds it has stood still."""
+        slot = self.slot
+        return self._stood if slot is None else slot.stood
+
+    def pulse(self) -> object:
+        """What each report changes."""
+        slot = self.slot
+        return None if slot is None else slot.pulse
+
+    def since(self) -> float | None:
+        """When it began to run, later by what it stood still: where its clock has 0."""
+        began = self.began()
+        return began if began is None or not self.was_paused else began + self.stood()
 
     def start(self, slot: Slot | None, now: float | None) -> bool:
         """It leaves for where it runs, with `slot` for its progress; False if it was cancelled and must not.
@@ -107,21 +190,71 @@ class Task:
             self.cancel_requested = True
         if self.cancel_requested:
             return False
+        if slot is not None and (self.paused or self.outlets):
+            with board.lock:  # it may be resumed just now
+                slot.pause(self.paused)
+                if self.outlets:
+                    slot.listen()
         if now is not None:
             self.started_at = now
             if slot is not None:
                 slot.start(now)
         return True
 
-    def request_cancel(self) -> bool:
-        """Ask it to stop; False if it has ended."""
-        if self._final is not None:
-            return False
-        self.cancel_requested = True
-        slot = self.slot
-        if slot is not None:
-            slot.cancel()
-        return True
+    def request_cancel(self, reason: str | None = None) -> bool:
+        """Ask it to stop, for a reason if it is the first time; False if it has ended."""
+        with self.board.lock:  # of two at once, one has its reason told, and whole
+            if self._final is not None:
+                return False
+            if not self.cancel_requested:
+                self.reason = reason
+                self.cancel_requested = True
+            slot = self.slot
+            if slot is not None:
+                slot.cancel(self.reason)
+            return True
+
+    def check_pausing(self) -> None:
+        """RuntimeError if it cannot be paused."""
+
+    def pause(self, paused: bool) -> bool:
+        """Ask it to stand still, or to go on; False if it has ended."""
+        with self.board.lock:
+            if self._final is not None:
+                return False
+            self.paused, self.was_paused, slot = paused, True, self.slot
+            if slot is not None:
+                slot.pause(paused)
+                if self._final is not None:  # meanwhile: see `finish`
+                    slot.pause(False)
+            return True
+
+    def listen(self, feed: Feed) -> None:
+        """Have `feed` told what the task says, and what it has said, unless somebody was told that already. Once a feed."""
+        with self.board.lock:
+            if self._final is None:
+                self.outlets += (feed,)
+                if self.slot is not None:
+                    self.slot.listen()
+            feed.said.extend(said for said in self._said if not said.told)
+
+    @property
+    def unheard(self) -> bool:
+        """Whether it has said something that was not passed on."""
+        with self.board.lock:
+            return self.slot is not None and self.slot.unheard
+
+    def pass_on(self) -> None:
+        """Pass on to its outlets what it has said."""
+        with SigintDeferred(), self.board.lock:
+            if self.slot is not None and self.slot.unheard:
+                self._pass_on(self.slot.take())
+
+    def _pass_on(self, texts: list[str]) -> None:
+        said = tuple(map(Said, texts))
+        self._said = (*(earlier for earlier in self._said if not earlier.told), *said)
+        for feed in self.outlets:
+            feed.said.extend(said)
 
     def finish(self, status: str) -> None:
         """Keep the final state, with this status, and forget the slot. The first call counts."""
@@ -133,10 +266,21 @@ class Task:
         if slot is None:
             final = _WITHOUT_PROGRESS[status]
         else:
-            final = slot.snapshot(LAST_TRIES)
+            # Not to wait for each of a hundred workers that have died: all futures of a broken pool are to end at once.
+            final = slot.snapshot() if self.broken else slot.snapshot(LAST_TRIES)
             final["status"] = status
+            if self.was_paused:
+                self._stood = slot.stood
+            if slot.spoke:
+                with self.board.lock:  # another thread may be about to pass on what it has taken
+                    self._pass_on(slot.take(last=True))
         self._final = final
+        if self.paused and slot is not None:
+            slot.pause(False)  # nobody can have its threads go on any more
+        if self.outlets and slot is not None:
+            slot.listen(False)  # nor make room for what they say
         self.slot = None
+        self.outlets = ()
         self.board.running.discard(self)
         if self.feed is not None:
             self.board.ended[self.feed] = None

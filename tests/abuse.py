@@ -91,6 +91,16 @@ def drop_the_loop(progress):
             next(loop[0])
 
 
+def use_after_the_end(part):
+    inner, loop = part.sub(1), part([ITEM, ITEM])
+    next(loop)
+    with suppress(OnPurposeError), part:
+        fail()
+    for act in (loop.__next__, inner.update, inner.close, part.update, part.close):
+        with suppress(RuntimeError):
+            act()
+
+
 def acts(progress):
     """Calls without arguments, most of which raise."""
     for amount in (*AMOUNTS, *NO_AMOUNTS, *WRONG):
@@ -127,13 +137,20 @@ def acts(progress):
     yield lambda: type(progress)(bytearray(3))
     yield lambda: type(progress)(None, fail).update()
     yield lambda: type(progress)(None, fail).close()
+    for part in (lambda: progress.sub(1), lambda: progress.sub(0.5, 3).sub(2, 0)):
+        for weight in (*AMOUNTS, *NO_AMOUNTS, *WRONG):
+            yield lambda part=part, weight=weight: part().sub(weight, weight).update(weight)
+        for act in (progress.update, progress._detach, progress.close, fail):
+            yield lambda part=part, act=act: part().update(Acting(act))
+            yield lambda part=part, act=act: list(part()(Items(act)))
+        yield lambda part=part: use_after_the_end(part())
     yield progress.refresh
     yield progress.close
 
 
 EXPECTED = (
     *(OnPurposeError, CancelledError, StopIteration),
-    *(TypeError, ValueError, OverflowError, AttributeError, IndexError, BufferError),
+    *(TypeError, ValueError, OverflowError, AttributeError, IndexError, BufferError, RuntimeError),
 )
 
 

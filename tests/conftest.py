@@ -1,6 +1,7 @@
 """Fixtures: executors of every kind, and the proof after each test that it left nothing behind."""
 
 import contextlib
+import importlib
 import importlib.util
 import multiprocessing
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from progress_executor import ProcessPoolProgressExecutor, SyncProgressExecutor, ThreadPoolProgressExecutor
+from progress_executor.slots import Slot
 
 DEADLINE = 30
 """Seconds after which a wait for an event has failed; no test passes by waiting that long."""
@@ -22,6 +24,11 @@ LOCAL = [*POOLS, "sync"]
 CONCURRENT = [*POOLS, *(["dask"] if DASK else [])]
 KINDS = [*CONCURRENT, "sync"]
 START_METHODS = ["fork", "forkserver", "spawn"]
+EACH_POOL = [*(kind for kind in CONCURRENT if kind != "process"), *START_METHODS]
+IMPLEMENTATIONS = {
+    "python": "progress_executor._speedups._updater",
+    "cython": "progress_executor._speedups._updater_c",
+}
 
 
 # A shell ignores SIGINT in what it starts in the background, and programs inherit that.
@@ -99,6 +106,39 @@ def local_pool(request):
     """Those of them that cancel a pending task at once: Dask's workers have to be asked first."""
     with make_executor(request.param) as executor:
         yield executor
+
+
+@pytest.fixture(params=EACH_POOL)
+def each_pool(request):
+    """Those of `pool`, with each way to start processes."""
+    with make_executor(request.param) as executor:
+        yield executor
+        executor._cancel_all()  # what a test that failed has left standing, for which the end would wait
+
+
+def load(implementation):
+    """The class `Updater`, in one form."""
+    name = IMPLEMENTATIONS[implementation]
+    try:
+        return importlib.import_module(name).Updater
+    except ModuleNotFoundError as error:
+        if implementation == "python" or error.name != name:
+            raise
+        pytest.skip("the compiled form, _updater_c, was not built")
+
+
+@pytest.fixture(scope="module", params=IMPLEMENTATIONS)
+def updater(request):
+    """The class `Updater`, in each form."""
+    return load(request.param)
+
+
+@pytest.fixture
+def slot():
+    """That of a task that has begun."""
+    slot = Slot()
+    slot.start(time.time())
+    return slot
 
 
 @pytest.fixture

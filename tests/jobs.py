@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import contextvars
 import ctypes
 import faulthandler
+import gc
 import os
 import resource
 import signal
@@ -11,7 +13,9 @@ import sys
 import threading
 import time
 from multiprocessing import connection
+from pathlib import Path
 
+from progress_executor import current_progress
 from progress_executor._speedups._layout import SEQUENCE, STATUS_BYTE, N
 from progress_executor.executors import process
 
@@ -66,11 +70,134 @@ def step_until(gate, progress):
     return progress.n
 
 
+def say_why_it_stops(said, progress):
+    try:
+        while True:
+            progress.update()
+            time.sleep(0.001)
+    except asyncio.CancelledError as error:
+        Path(said).write_text(repr(error.args))
+        raise
+
+
+def say_what_it_used(gate, progress):
+    """The seconds of processor time and of all time that the progress call took before which the gate was opened."""
+    wait_for(gate)
+    used, began = time.thread_time(), time.monotonic()
+    progress.update()
+    return time.thread_time() - used, time.monotonic() - began
+
+
+def leave_a_thread_that_counts(ended, counted, gate, progress):
+    """Ends when there is `ended`; the thread counts when there is the gate."""
+
+    def count_late():
+        wait_for(gate)
+        progress.update()
+        Path(counted).touch()
+
+    threading.Thread(target=count_late).start()
+    wait_for(ended)
+
+
+def check_until(gate):
+    while not os.path.exists(gate):
+        current_progress().check()
+        time.sleep(0.001)
+
+
+def step_in_threads_until(gate, threads, progress):
+    running = [threading.Thread(target=step_until, args=(gate, progress)) for _ in range(threads)]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join()
+    return progress.n
+
+
+def step_deeply(gate):
+    """The same, but nothing is handed through."""
+
+    def deeper():
+        while not os.path.exists(gate):
+            current_progress().update()
+            time.sleep(0.001)
+        return current_progress().n
+
+    return deeper()
+
+
+def count_deeply(n, step):
+    for _ in current_progress()(range(n)):
+        time.sleep(step)
+
+
+def report_deeply(n, total, status):
+    progress = current_progress()
+    progress.n, progress.total, progress.status = n, total, status
+    return current_progress() is progress
+
+
+def is_the_current_one(progress):
+    return current_progress() is progress
+
+
+def count_in_threads_of_its_context(threads, n):
+    def count_up():
+        for _ in range(n):
+            current_progress().update()
+
+    contexts = [contextvars.copy_context() for _ in range(threads)]
+    running = [threading.Thread(target=context.run, args=(count_up,)) for context in contexts]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join()
+    return current_progress().n
+
+
+def count_in_an_event_loop(n):
+    async def main():
+        await asyncio.to_thread(lambda: current_progress().update(n))
+
+    asyncio.run(main())
+    return current_progress().n
+
+
+def leave_a_thread_that_asks_later(asked):
+    """Ends first; the thread then counts in what it is given, which is nobody's."""
+
+    def ask():
+        wait_for(asked)
+        current_progress().update(5)
+        Path(asked + ".counted").touch()
+
+    threading.Thread(target=contextvars.copy_context().run, args=(ask,)).start()
+
+
+def ask_when(gate):
+    """Whether it was stopped when it first asked."""
+    wait_for(gate)
+    current_progress().check()
+    return "not stopped"
+
+
+def step_on(gate, progress):
+    """Like step_until, for the states of a group: it does not count what a running task without a total has done."""
+    progress.total = 10**6
+    return step_until(gate, progress)
+
+
 def wait_for(gate):
     """Like step_until, for a task without progress."""
     while not os.path.exists(gate):
         time.sleep(0.001)
     return "waited"
+
+
+def note_and_wait_for(noted, gate):
+    Path(noted).touch()
+    return wait_for(gate)
 
 
 def note_and_wait(entered, gate, progress):
@@ -104,6 +231,23 @@ def clean_up_when_cancelled(gate, cleaned, progress):
             file.write("finally")
 
 
+def step_until_cancelled(n, progress):
+    """At most n steps of a fifth of a millisecond."""
+    for _ in range(n):
+        progress.update()
+        time.sleep(0.0002)
+    progress.total = n
+    return n
+
+
+def step_until_cancelled_and_return(n, progress):
+    """The same, but returns the number of its steps all the same."""
+    try:
+        return step_until_cancelled(n, progress)
+    except asyncio.CancelledError:
+        return progress.n
+
+
 def return_when_cancelled(value, progress):
     try:
         while True:
@@ -111,6 +255,28 @@ def return_when_cancelled(value, progress):
             time.sleep(0.001)
     except asyncio.CancelledError:
         return value
+
+
+def fail_when_cancelled(progress):
+    with contextlib.suppress(asyncio.CancelledError):
+        report_and_hang(1, progress)
+    fail()
+
+
+def linger_when_cancelled(gate, progress):
+    """Does not stop before the file `gate` is there."""
+    try:
+        report_and_hang(1, progress)
+    finally:
+        wait_for(gate)
+
+
+def report_and_hang(n, progress):
+    """Shows n, and then nothing new until it is stopped."""
+    progress.n = n
+    while True:
+        progress.check()
+        time.sleep(0.001)
 
 
 def set_all(n, total, status, progress):
@@ -122,6 +288,11 @@ def set_all(n, total, status, progress):
 def report_and_wait(n, total, status, gate, progress):
     set_all(n, total, status, progress)
     wait_for(gate)
+
+
+def report_and_step(n, total, status, gate, progress):
+    set_all(n, total, status, progress)
+    step_until(gate, progress)
 
 
 def follow(fails, steps, gates, progress):
@@ -150,7 +321,7 @@ def fault():
     ctypes.string_at(0)
 
 
-_hoard = []
+_hoard = None
 
 
 def limit_memory(room):
@@ -161,14 +332,18 @@ def limit_memory(room):
 
 def run_out_of_memory():
     """Until there is not even enough to tell of it."""
+    global _hoard
     sys.stderr.flush()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    gc.collect()  # what it freed later would be enough to tell
     limit_memory(16 << 20)
     # The small ones of each size: a large process has many that are free and within its limit.
-    for size in (*(1 << power for power in range(20, 9, -1)), *range(512, 0, -8)):
-        with contextlib.suppress(MemoryError):
+    for size in (*(1 << power for power in range(20, 9, -1)), *range(1008, 0, -8)):
+        try:
             while True:
-                _hoard.append(bytes(size))
+                _hoard = (_hoard,) * (size // 8)  # keeps the one before, and needs nothing else for it: no other size
+        except MemoryError:  # to call `suppress` may find no memory, and end this before there is none at all
+            pass
     raise MemoryError
 
 
@@ -178,7 +353,7 @@ def ask_for_too_much_memory(progress):
     bytearray(1 << 40)
 
 
-DEATHS = {function.__name__: function for function in (be_killed, exit_at_once, fault)}
+DEATHS = {function.__name__: function for function in (be_killed, exit_at_once, fault, run_out_of_memory)}
 
 
 def die(how, gate, progress):
@@ -188,11 +363,11 @@ def die(how, gate, progress):
     DEATHS[how]()
 
 
-def begin_to_write(gate, progress):
+def begin_to_write(gate, progress, status="dying"):
     """Report; when the file `gate` is there, report by half. Returns what writes the other half."""
-    set_all(7, 9, "dying", progress)
+    set_all(7, 9, status, progress)
     wait_for(gate)
-    slot = next(slot for slot in process._arena._slots if slot.snapshot()["status"] == "dying")
+    slot = next(slot for slot in process._arena._slots if slot.snapshot()["status"] == status)
     slot._words[SEQUENCE] += 1
     slot._words[N] = 8
     slot.buffer[STATUS_BYTE : STATUS_BYTE + 5] = b"write"
@@ -212,6 +387,12 @@ def stop_between_two_stores(half, gate, progress):
     end = begin_to_write(half, progress)
     wait_for(gate)
     end()
+
+
+def stay_between_two_stores(progress):
+    """Report by half, and stop in the midst of it."""
+    begin_to_write(os.devnull, progress, f"in process {os.getpid()}")
+    time.sleep(10**6)
 
 
 def die_while_the_result_is_sent(sent, gate, progress):
@@ -330,15 +511,34 @@ class Secretive:
         return value
 
 
-def leave_a_thread_writing(progress):
-    def write():
-        for i in range(2000):
-            progress.status = str(i)
+def leave_a_thread_writing(n, gate, progress):
+    """Report `n`, and return while a thread writes it as the total until the file `gate` is there."""
 
+    def write():
+        while not os.path.exists(gate):
+            progress.total = n
+
+    progress.n = n
+    threading.Thread(target=write, daemon=True).start()
+    while progress.total != n:
+        time.sleep(0.001)
+
+
+def leave_a_child_writing(written, gate, progress):
+    """Fork a process that writes until the file `gate` is there; `written` tells that it has begun to."""
     progress.n = 42
-    thread = threading.Thread(target=write)
-    thread.start()
-    time.sleep(0.001)
+    if not os.fork():
+        try:
+            while not os.path.exists(gate):
+                progress.total = 777
+                progress.status = "of the child"
+                progress.update()
+                with open(written, "w"):
+                    pass
+        finally:
+            os._exit(0)
+    while not os.path.exists(written):
+        time.sleep(0.001)
 
 
 def report_pid(gate, progress):
@@ -355,3 +555,98 @@ def report_pid_and_wait(gate, progress):
 
 def kill_oneself():
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def say(texts, progress):
+    """Each text, and a step behind it."""
+    for text in texts:
+        progress.log(text)
+        progress.update()
+
+
+def say_numbers(n, size, progress):
+    """The numbers up to n, each filled up to `size` characters; returns how many seconds that took."""
+    began = time.monotonic()
+    for i in range(n):
+        progress.log(f"{i} ".ljust(size, "."))
+    return time.monotonic() - began
+
+
+def say_and_wait(texts, gate, progress):
+    say(texts, progress)
+    while not os.path.exists(gate):
+        time.sleep(0.001)
+        progress.check()
+
+
+def say_at_gates(texts, gates, progress):
+    for text, gate in zip(texts, [*gates, None], strict=True):
+        progress.log(text)
+        progress.update()
+        if gate is not None:
+            wait_for(gate)
+
+
+def say_then_fail_later(tried, seconds, progress):
+    """Fail when that much time has passed; the second time, return."""
+    again = os.path.exists(tried)
+    Path(tried).touch()
+    progress.log("second" if again else "first")
+    time.sleep(seconds)
+    return 2 if again else fail()
+
+
+def say_then(fn, texts, progress):
+    """What `say` does, and then what is in DEATHS, or fail."""
+    say(texts, progress)
+    if fn is None:
+        fail()
+    DEATHS[fn]()
+
+
+def say_deeply(text):
+    current_progress().log(text)
+
+
+def say_in_threads(threads, n, size, progress):
+    def say_all(name):
+        for i in range(n):
+            progress.log(f"{name} {i} ".ljust(size, "."))
+
+    workers = [threading.Thread(target=say_all, args=(name,)) for name in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+
+
+def say_in_parts(progress):
+    progress.total = 2
+    progress.log("before")
+    with progress.sub(1) as part:
+        part.log("in a part")
+    progress.log("between")
+    with progress.sub(1).sub(1) as part:
+        part.log("in a part of a part")
+    progress.log("after")
+
+
+def say_without_end(progress):
+    while True:
+        progress.log("." * 1000)
+
+
+def leave_a_thread_that_speaks(ended, gate, spoke, progress):
+    """Speaks; ends when there is `ended`; when there is the gate, the thread speaks, of more than there is room for."""
+
+    def speak_late():
+        wait_for(gate)
+        began = time.monotonic()
+        for _ in range(100):
+            progress.log("late " * 100)
+        Path(f"{spoke}.part").write_text(str(time.monotonic() - began))
+        os.rename(f"{spoke}.part", spoke)
+
+    progress.log("here")
+    threading.Thread(target=speak_late).start()
+    wait_for(ended)

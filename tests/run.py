@@ -1,4 +1,4 @@
-"""`make test`: the tests on every CPython from 3.11 that the machine has, in both implementations.
+"""`make test`: the tests on every CPython from 3.11 that the machine has, on the oldest and the newest in both forms.
 
 `make test-all` (--all): on the newest of them those that are marked slow, too.
 
@@ -21,9 +21,14 @@ VERSIONS = [(3, minor) for minor in range(11, 15)]
 NEEDED = [(3, 11), (3, 12), (3, 13)]
 ONCE = [f"tests/test_{subject}.py" for subject in ("cpython", "dask", "examples", "screen", "typing")]
 """What knows nothing of the two forms of the hot path, and of versions little: with the newest one only."""
-ONCE_PER_VERSION = [f"tests/test_{subject}.py" for subject in ("build", "demo", "slots", "updater")]
-"""What sees both forms itself, or neither: with the compiled one only."""
-SLOW_IN_BOTH = [f"tests/test_{subject}.py" for subject in ("fuzz", "killed", "lives", "memory")]
+ON_THE_CALLERS_SIDE = [f"tests/test_{subject}.py" for subject in ("bars", "deadlines", "following", "groups", "rich")]
+"""What knows nothing of the two forms, and of versions no more than the oldest and the newest show."""
+ONCE_PER_VERSION = [
+    *(f"tests/test_{subject}.py" for subject in ("build", "demo", "loops", "slots", "updater")),
+    *ON_THE_CALLERS_SIDE,
+]
+"""What sees both forms itself, or nothing of them: with the compiled one only."""
+SLOW_IN_BOTH = [f"tests/test_{subject}.py" for subject in ("fuzz", "killed", "lives")]
 """Where the slow tests, too, are for both forms: what happens while a task is in the hot path."""
 OLDEST_DASK = ["distributed==2023.9.0", "setuptools<81"]
 """The oldest that is supported, and what it needs without saying so; Dask's own tests run on it, too (--all)."""
@@ -87,7 +92,7 @@ def processors() -> int:
 
 
 class Run(NamedTuple):
-    """The tests on one Python in one implementation."""
+    """The tests, or a part of them, on one Python in one implementation."""
 
     name: str
     environment: Path
@@ -106,28 +111,34 @@ class Run(NamedTuple):
         return done.returncode
 
 
-def runs_on(version: tuple[int, int], interpreter: str, newest: bool, slow: bool, arguments: list[str]) -> list[Run]:
-    """In the compiled form, if it could be built, and in the interpreted one; in parts that take minutes each."""
+def runs_on(
+    version: tuple[int, int], interpreter: str, newest: bool, between: bool, slow: bool, arguments: list[str]
+) -> list[Run]:
+    """In the compiled form, if it could be built, and in the interpreted one; in parts that take minutes each.
+
+    A version `between` the oldest and the newest is for what differs between versions, in one form.
+    """
     environment = prepare(f"test-{version[0]}.{version[1]}", interpreter, "test,dask" if newest else "test")
     env = {**os.environ, "PROGRESS_EXECUTOR_SOURCE": str(ROOT)}
     env.pop("PROGRESS_EXECUTOR_NO_EXTENSIONS", None)
     envs = [env, {**env, "PROGRESS_EXECUTOR_NO_EXTENSIONS": "1"}]
-    if implementation(environment, env) != "cython":
+    if implementation(environment, env) != "cython" or (between and not arguments):
         envs.pop()
     runs = []
     for first, env in zip((True, False), envs, strict=False):
         name = f"CPython {version[0]}.{version[1]}, {implementation(environment, env)}"
         marked = ["-m", "not browser"] if first and slow else []
         if arguments:
-            runs += [Run(name, environment, env, [*marked, *arguments])]
+            runs.append(Run(name, environment, env, [*marked, *arguments]))
             continue
-        left_out = [f"--ignore={path}" for path in (ONCE if first else ONCE + ONCE_PER_VERSION)]
+        elsewhere = ON_THE_CALLERS_SIDE if between else [] if first else ONCE_PER_VERSION
+        left_out = [f"--ignore={path}" for path in ONCE + elsewhere]
         not_dask = [] if first else ["-k", "not dask"]  # whose relay sees no difference
-        runs += [Run(name, environment, env, [*marked, *left_out, *not_dask])]
+        runs.append(Run(name, environment, env, [*marked, *left_out, *not_dask]))
         if first and newest:
-            runs += [Run(f"{name}, once", environment, env, [*marked, *ONCE])]
+            runs.append(Run(f"{name}, once", environment, env, [*marked, *ONCE]))
         if not first and slow:
-            runs += [Run(f"{name}, slow", environment, env, ["-m", "slow", *SLOW_IN_BOTH, *not_dask])]
+            runs.append(Run(f"{name}, slow", environment, env, ["-m", "slow", *SLOW_IN_BOTH, *not_dask]))
     return runs
 
 
@@ -154,7 +165,7 @@ def main() -> int:
     parser.add_argument("--only", metavar="X.Y", help="one version")
     parser.add_argument("--all", action="store_true", help="with the slow ones, on the newest version")
     parser.add_argument("--browser", action="store_true", help="the tests in a browser, and no others")
-    parser.add_argument("arguments", nargs="*", help="for pytest, in the place of what has to run in each form and version")
+    parser.add_argument("arguments", nargs="*", help="for pytest, instead of the parts")
     options = parser.parse_args()
     if options.browser:
         return run_in_browser(options.arguments)
@@ -165,8 +176,8 @@ def main() -> int:
     runs, futures = [], []
     with ThreadPoolExecutor(processors()) as pool:
         for version in sorted(found, reverse=True):  # what takes longest first
-            newest = version == max(found)
-            for run in runs_on(version, found[version], newest, options.all and newest, options.arguments):
+            newest, between = version == max(found), min(found) < version < max(found)
+            for run in runs_on(version, found[version], newest, between, options.all and newest, options.arguments):
                 runs.append(run)
                 futures.append(pool.submit(run))
         if options.all and found and not options.arguments:

@@ -3,6 +3,8 @@
 import asyncio
 import concurrent.futures
 import gc
+import os
+import signal
 import threading
 import time
 import weakref
@@ -84,6 +86,32 @@ def test_callbacks_come_in_the_loops_thread_and_end_with_the_final_state(executo
         assert states[-1][1] == {"n": 30, "total": 30, "status": "done"}
         assert len(states) > 1
         assert threads == {threading.get_ident()}
+
+    asyncio.run(main())
+
+
+def test_who_cancels_many_in_the_loops_thread_does_not_fill_its_pipe(local_pool, gate):
+    async def main():
+        blockers = [local_pool.submit(jobs.wait_for, gate) for _ in range(2)]
+        futures = [local_pool.submit(jobs.count, 1) for _ in range(100)]
+        tasks = [asyncio.create_task(future.check_for_progress()) for future in futures]
+        await asyncio.sleep(0)
+        loop, woken_by = asyncio.get_running_loop(), []
+        wake = loop.call_soon_threadsafe
+
+        def note_and_wake(*args):
+            woken_by.append(threading.get_ident())
+            return wake(*args)
+
+        loop.call_soon_threadsafe = note_and_wake
+        for future in futures[50:]:  # none of which has left for a worker
+            assert future.cancel()
+        done, _ = await asyncio.wait(tasks[50:])
+        assert all(task.cancelled() for task in done)
+        open_gate(gate)
+        await asyncio.gather(*tasks[:50], *blockers)
+        assert threading.get_ident() not in woken_by
+        assert woken_by  # by the pool's
 
     asyncio.run(main())
 
@@ -194,8 +222,9 @@ def test_what_the_loop_could_not_deliver_is_delivered_by_who_waits_next(kind, ga
         assert states[-1][1]["status"] == "cancelled"
 
 
-def test_two_loops_may_await_one_future(gate):
-    with ThreadPoolProgressExecutor(1) as executor:
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_loops_may_await_one_future(kind, gate):
+    with make_executor(kind, 1) as executor:
         future = executor.submit(jobs.step_until, gate)
         states = watch(future)
 
@@ -210,7 +239,7 @@ def test_two_loops_may_await_one_future(gate):
         open_gate(gate)
         for thread in threads:
             thread.join()
-        assert len(results) == 2
+        assert results == [future.result()] * 2
         executor.shutdown()
         assert [new["status"] for old, new in states].count("done") == 1
 
@@ -428,3 +457,29 @@ def test_a_failed_sync_task_that_was_asked_for_is_not_reported_again(caplog):
     asyncio.run(main())
     gc.collect()
     assert not caplog.text
+
+
+@pytest.mark.parametrize("handled_by", ["loop", "signal"])
+def test_sigterm_is_heard_when_a_sync_task_has_ended_unless_its_handler_is_pythons_own(handled_by):
+    def task(progress):
+        for n in progress(range(100)):
+            if n == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    async def main():
+        async with SyncProgressExecutor() as executor:
+            future = executor.submit(task)
+            if handled_by == "loop":
+                asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, future.cancel)
+            else:
+                signal.signal(signal.SIGTERM, lambda *_: future.cancel())
+            await asyncio.wait([asyncio.create_task(future)])
+            return future.state
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        state = asyncio.run(main())
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    n, status = (100, "done") if handled_by == "loop" else (4, "cancelled")
+    assert state == {"n": n, "total": 100, "status": status}

@@ -5,10 +5,10 @@ import pickle
 
 import pytest
 
-from progress_executor import ProcessPoolProgressExecutor, Updater
+from progress_executor import ProcessPoolProgressExecutor, SyncProgressExecutor, Updater
 
 from . import jobs
-from .conftest import KINDS, make_executor
+from .conftest import KINDS, make_executor, until
 
 
 @pytest.mark.parametrize("fn", [None, 3, "len"])
@@ -139,11 +139,14 @@ def test_process_pool_arguments_are_checked_as_in_the_standard_library():
         executor.map(jobs.count, [1], chunksize=0)
 
 
-def test_the_standard_librarys_cancelled_error_is_what_result_raises(executor):
-    future = executor.submit(jobs.add, 1)
-    if future.cancel() and future.cancelled():
-        with pytest.raises(concurrent.futures.CancelledError):
-            future.result()
+def test_the_standard_librarys_cancelled_error_is_what_result_raises(executor, gate):
+    future = executor.submit(jobs.step_until, gate)
+    if not isinstance(executor, SyncProgressExecutor):  # there it runs in `result()` only
+        until(lambda: future.state["n"])
+    assert future.cancel()
+    with pytest.raises(concurrent.futures.CancelledError):
+        future.result()
+    assert future.cancelled()
 
 
 def test_an_argument_whose_pickling_raises_no_exception_but_worse_fails_alone():

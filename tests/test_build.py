@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -139,3 +140,17 @@ def test_with_a_compiler_the_build_makes_an_extension_that_is_picked(source, tmp
     shutil.copytree(source / "progress_executor", tmp_path / "lib" / "progress_executor", dirs_exist_ok=True)
     assert len(built) == 1
     assert evaluate("progress_executor.IMPLEMENTATION", path=tmp_path / "lib") == "cython"
+
+
+def test_each_promise_names_tests_and_each_of_them_exists():
+    rows = [line for line in (TOP / "docs/promises.md").read_text().splitlines() if line.startswith("|")]
+    rows = [row for row in rows if not row.startswith(("| promise |", "|---"))]
+    assert rows
+    for row in rows:
+        _, promise, executors, shown, _ = re.split(r" ?\| ?", row)
+        assert promise
+        assert {*executors.split(", ")} <= {"all", "thread", "process", "sync", "Dask"}, row
+        tests = re.findall(r"`(test_\w+\.py)::(test_\w+)`", shown)
+        assert ", ".join(f"`{file}::{name}`" for file, name in tests) == shown != "", row
+        for file, name in tests:
+            assert re.search(rf"^(async )?def {name}\(", (TOP / "tests" / file).read_text(), re.MULTILINE), (file, name)

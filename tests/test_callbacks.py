@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import contextlib
 import logging
 import threading
 
@@ -10,7 +11,7 @@ import pytest
 from progress_executor import ProgressGroup, SyncProgressExecutor, ThreadPoolProgressExecutor, delivery
 
 from . import jobs
-from .conftest import CONCURRENT, DEADLINE, make_executor, open_gate, until
+from .conftest import CONCURRENT, DEADLINE, LOCAL, make_executor, open_gate, until
 from .test_futures import watch
 
 MILD = [RuntimeError, asyncio.CancelledError, concurrent.futures.CancelledError, GeneratorExit]
@@ -461,3 +462,102 @@ def test_callbacks_may_cancel_other_futures(local_pool, gate):
     local_pool.shutdown()
     assert seen[1][-1][1]["status"] == "cancelled"
     assert [new["status"] for _, new in seen[0]][-1] == running.state["status"]
+
+
+# That use their executor where it ends
+
+
+def submit(executor):
+    executor.submit(jobs.add, 1)
+
+
+def submit_in_a_thread(executor):
+    thread = threading.Thread(target=use_quietly, args=(submit, executor))
+    thread.start()
+    thread.join()
+
+
+def shut_down(executor):
+    executor.shutdown(wait=False)
+
+
+def use_quietly(use, executor):
+    with contextlib.suppress(RuntimeError):  # it takes no more tasks
+        use(executor)
+
+
+@pytest.mark.parametrize("how", ["ctrl-c", "cancel_futures"])
+@pytest.mark.parametrize("use", [submit, submit_in_a_thread, shut_down])
+@pytest.mark.parametrize("kind", CONCURRENT)
+def test_a_done_callback_may_use_its_executor_while_pending_tasks_are_cancelled(kind, use, how, gate):
+    executor = make_executor(kind, 1)
+    running, *pending = (executor.submit(jobs.step_until, gate) for _ in range(4))
+    until(lambda: running.state["n"])
+    used = []
+
+    def leave():
+        if how == "cancel_futures":
+            executor.shutdown(wait=False, cancel_futures=True)
+        else:
+            with contextlib.suppress(KeyboardInterrupt), executor:
+                raise KeyboardInterrupt
+
+    pending[-1].add_done_callback(lambda future: (use_quietly(use, executor), used.append(future)))
+    assert Aside(leave).value is None
+    until(lambda: used == [pending[-1]], "the end of the callback")
+    assert pending[-1].cancelled()
+    open_gate(gate)
+    assert Aside(executor.shutdown).value is None
+
+
+@pytest.mark.parametrize("use", [submit, shut_down])
+def test_a_done_callback_may_use_its_executor_where_the_initializer_of_a_thread_has_failed(use):
+    go = threading.Event()
+
+    def initialize():
+        go.wait(DEADLINE)
+        raise ValueError("of an initializer")
+
+    executor = ThreadPoolProgressExecutor(1, initializer=initialize)
+    futures = [executor.submit(jobs.add, 1) for _ in range(3)]
+    futures[0].add_done_callback(lambda _: use_quietly(use, executor))
+    go.set()
+    assert not concurrent.futures.wait(futures, DEADLINE).not_done
+    assert all(isinstance(future.exception(), concurrent.futures.BrokenExecutor) for future in futures)
+    executor.shutdown()
+
+
+@pytest.mark.parametrize("error", STOPPING)
+@pytest.mark.parametrize("how", ["with", "async with", "cancel_futures", "cancel_futures, not waiting"])
+@pytest.mark.parametrize("kind", LOCAL)
+def test_an_interrupt_of_a_done_callback_comes_when_all_have_been_cancelled_and_waited_for(kind, how, error, gate, tmp_path):
+    executor = make_executor(kind, 1)
+    running, *pending = (executor.submit(jobs.clean_up_when_cancelled, gate, str(tmp_path / "cleaned")) for _ in range(9))
+    if kind == "sync":
+        pending.append(running)
+    else:
+        until(lambda: running.state["n"])
+    pending[3].add_done_callback(raiser(error))
+    if how == "cancel_futures":
+        pending[-1].add_done_callback(lambda _: open_gate(gate))
+
+    async def leave_in_loop():
+        async with executor:
+            raise asyncio.CancelledError
+
+    with pytest.raises(error, match="of a callback"):
+        if how == "with":
+            with executor:
+                raise KeyboardInterrupt
+        elif how == "async with":
+            asyncio.run(leave_in_loop())
+        else:
+            executor.shutdown(wait=how == "cancel_futures", cancel_futures=True)
+    assert all(future.cancelled() for future in pending[3:])  # those before may have been in the call queue
+    if how != "cancel_futures, not waiting":
+        assert all(future.done() for future in (running, *pending))
+        assert running.cancelled() == (how != "cancel_futures" or kind == "sync")
+    with pytest.raises(RuntimeError):
+        executor.submit(jobs.add, 1)
+    open_gate(gate)
+    executor.shutdown()

@@ -1,9 +1,11 @@
 """What is Dask's own: its options, its ways to lose tasks and to run them again, its clients."""
 
 import asyncio
+import collections
 import concurrent.futures
 import contextlib
 import functools
+import gc
 import os
 import pickle
 import re
@@ -13,6 +15,8 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -22,7 +26,7 @@ import progress_executor
 from . import jobs
 from .conftest import DEADLINE, local_cluster, open_gate, until
 from .terminal import Terminal
-from .test_demo import expected_line, percentage
+from .test_demo import demo, expected_line, percentage
 from .test_futures import watch
 
 distributed = pytest.importorskip("distributed", reason="Dask's distributed is not installed: it is the extra `dask`")
@@ -30,6 +34,8 @@ distributed = pytest.importorskip("distributed", reason="Dask's distributed is n
 import dask  # noqa: E402
 
 from progress_executor import DaskProgressExecutor, __version__  # noqa: E402
+from progress_executor.delivery import INTERVAL  # noqa: E402
+from progress_executor.executors import relay  # noqa: E402
 
 LOCAL = {"processes": False, "dashboard_address": "127.0.0.1:0"}
 
@@ -172,6 +178,14 @@ def test_a_worker_without_the_package_says_what_it_needs(executor, monkeypatch):
     assert f"progress-executor {__version__}" in str(error)
 
 
+def test_a_worker_with_another_version_says_which_it_has_and_which_it_needs(executor, monkeypatch):
+    monkeypatch.setattr(progress_executor, "__version__", "0.5")  # of the workers: the client's went along at import
+    error = executor.submit(jobs.add, 1).exception()
+    assert isinstance(error, ImportError)
+    assert f"needs progress-executor {__version__}" in str(error)
+    assert "it has 0.5" in str(error)
+
+
 def test_without_dask_the_import_says_which_extra_to_install():
     program = """
 import sys
@@ -209,6 +223,7 @@ def test_one_event_per_interval_tells_of_all_tasks_of_a_worker_and_none_when_not
     per_second = (len(events()) - before) / (time.monotonic() - began)
     assert per_second <= 2 * 10 + 2  # workers, intervals
     assert max(map(len, events())) == 2
+    assert max(len(pickle.dumps(event)) / len(event) for event in events()) < 60
     open_gate(gate)
     concurrent.futures.wait(futures)
     time.sleep(0.3)
@@ -252,11 +267,36 @@ def test_a_task_that_is_tried_again_starts_its_progress_again(executor, tmp_path
     assert future.state == {"n": 3, "total": 10, "status": "done"}
 
 
-def test_a_task_that_was_cancelled_is_not_tried_again(executor, gate):
-    future = executor.submit(jobs.step_until, gate, retries=5)
-    until(future.running)
+def fail_when_cancelled(progress):
+    try:
+        while True:
+            progress.update()
+            time.sleep(0.001)
+    except asyncio.CancelledError:
+        raise ValueError(progress.n) from None
+
+
+def test_a_task_that_was_cancelled_is_not_tried_again(executor):
+    future = executor.submit(fail_when_cancelled, retries=5)
+    until(lambda: future.state["n"] > 0)
+    assert future.cancel()
+    with pytest.raises(ValueError) as info:  # noqa: PT011
+        future.result(DEADLINE)
+    assert future.state == {"n": info.value.args[0], "total": None, "status": "failed"}
+
+
+def tell(future, run_id, n):
+    """Have it heard, as if a worker had told."""
+    future._task.hear(relay.News(future._task.number, run_id, 0.0, False, 0.0, n, None, "running", []))
+
+
+def test_what_an_earlier_attempt_tells_late_is_not_heard(executor):
+    future = executor.submit(jobs.add, 1, resources={"none such": 1})
+    for run_id, n in (1, 10), (2, 3), (1, 11):
+        tell(future, run_id, n)
     assert future.cancel()
     until(future.cancelled)
+    assert future.state["n"] == 3
 
 
 def test_the_final_state_is_there_as_soon_as_result_returns(executor):
@@ -294,6 +334,16 @@ def test_the_final_status_is_told_with_the_end_and_not_before(executor, gate, tm
 
 
 # Cancelling
+
+
+def test_a_worker_remembers_what_has_ended_for_a_while_only(executor, cluster, monkeypatch):
+    future = executor.submit(jobs.add, 1)
+    future.result()
+    topic, reasons = executor._topic, {future._task.number: None}
+    relays = [relay.Relay.of(worker) for worker in cluster.workers.values()]
+    assert sorted(each.cancel(topic, reasons) for each in relays) == [([], []), ([], [*reasons])]
+    monkeypatch.setattr(relay, "_REMEMBERED", 0)
+    assert [each.cancel(topic, reasons) for each in relays] == [([], [])] * 2
 
 
 def test_a_pending_task_that_is_cancelled_is_never_entered(client, gate, tmp_path):
@@ -349,6 +399,69 @@ def test_workers_are_asked_again_when_the_asking_failed(executor, client, monkey
     assert future.cancel()
     until(future.cancelled)
     assert not failures
+
+
+class FutureOfDask:
+    def __init__(self, status):
+        self.status = status
+
+    def release(self):
+        pass
+
+
+@pytest.mark.parametrize("status", ["pending", "lost", "cancelled", "finished", "error"])
+@pytest.mark.parametrize("answer", ["running", "ended", "nowhere", OSError("silent"), ImportError("no such package")])
+def test_it_is_cancelled_when_no_worker_has_it_and_no_outcome_is_on_the_way(status, answer, executor, client, monkeypatch):
+    nowhere, asked = ([], []), []
+
+    async def run(function, topic, reasons, **kwargs):
+        asked.append(reasons)
+        answers = {"running": ([*reasons], []), "ended": ([], [*reasons]), "nowhere": nowhere}
+        return {"one": nowhere, "other": answers.get(answer, answer)}
+
+    monkeypatch.setattr(client, "_run", run)
+    monkeypatch.setattr("progress_executor.executors.dask._AGAIN", 0.001)
+    future = executor.submit(jobs.add, 1, resources={"none such": 1})
+    tell(future, 1, 10)
+    task, dask_future = future._task, future._task.dask_future
+    task.dask_future = FutureOfDask(status)
+    assert future.cancel()
+    if answer in ("running", "ended") and (answer, status) != ("ended", "cancelled"):
+        ends = False
+    else:
+        ends = not isinstance(answer, OSError) and status not in ("finished", "error")
+    if not ends:
+        until(lambda: len(asked) > 2)
+        assert not future.done()
+        task.dask_future, answer = FutureOfDask("cancelled"), "nowhere"
+    until(future.cancelled)
+    assert future.state == {"n": 10, "total": None, "status": "cancelled"}
+    assert len(asked) == 1 or not ends
+    dask_future.release()
+
+
+def test_workers_that_answer_slowly_are_waited_for_longer_each_time(client, monkeypatch):
+    monkeypatch.setattr("progress_executor.executors.dask._PATIENCE", (0.01, DEADLINE))
+    monkeypatch.setattr("progress_executor.executors.dask._AGAIN", 0.001)
+    run = client._run
+
+    async def run_slowly(*args, **kwargs):
+        await asyncio.sleep(0.1)
+        return await run(*args, **kwargs)
+
+    monkeypatch.setattr(client, "_run", run_slowly)
+    with DaskProgressExecutor(client) as executor:
+        future = executor.submit(jobs.add, 1, resources={"none such": 1})
+        assert future.cancel()
+        until(future.cancelled)
+
+
+def test_what_begins_when_all_are_to_stop_is_stopped(client, gate):
+    executor = DaskProgressExecutor(client)
+    executor._cancel_all()  # another thread leaves by Ctrl-C
+    future = executor.submit(jobs.step_until, gate)
+    until(future.cancelled)
+    executor.shutdown()
 
 
 def test_cancelled_is_true_only_when_the_task_has_stopped(executor, gate, tmp_path):
@@ -485,6 +598,42 @@ def test_tasks_that_outlive_the_loop_of_their_client_are_a_connection_error(clus
     open_gate(gate)
 
 
+@pytest.mark.parametrize("now", [100.0, 100.01, 100.049, 100.051, 100.09999, 1.8e9 + 0.06])
+def test_all_workers_tell_at_the_same_moments_and_none_twice_at_one(now):
+    pause = relay._until_next_tick(now)
+    assert INTERVAL / 2 < pause <= INTERVAL * 3 / 2
+    assert round((now + pause) / INTERVAL, 4) % 1 == 0
+
+
+def test_of_a_large_result_there_are_no_more_copies_than_its_pickle(executor):
+    size = 30_000_000
+    tracemalloc.start()
+    try:
+        assert len(executor.submit(bytes, size).result()) == size
+        assert tracemalloc.get_traced_memory()[1] < 2.7 * size  # it, and its pickle with some room to grow
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_is_being_fetched_is_not_forgotten(executor, client, monkeypatch):
+    gather, waiting = client._gather, []
+
+    async def wait(futures, **kwargs):
+        if not waiting:
+            future = asyncio.get_running_loop().create_future()
+            waiting.append(weakref.ref(future))  # and nobody else knows it, nor who waits for it
+            await future
+        return await gather(futures, **kwargs)
+
+    monkeypatch.setattr(client, "_gather", wait)
+    future = executor.submit(jobs.add, 1)
+    until(lambda: waiting and not executor._gathering)
+    gc.collect()
+    assert waiting[0]() is not None
+    client.loop.add_callback(lambda: waiting[0]().set_result(None))
+    assert future.result(DEADLINE) == 2
+
+
 def test_a_result_that_was_lost_with_its_worker_holds_up_no_other(executor, client, monkeypatch, gate):
     gather, lost = client._gather, []
 
@@ -501,6 +650,35 @@ def test_a_result_that_was_lost_with_its_worker_holds_up_no_other(executor, clie
     assert not first.done()
     open_gate(gate)
     assert first.result(DEADLINE) == 2
+
+
+def test_a_result_that_was_lost_holds_up_none_that_is_fetched_with_it(executor, client, monkeypatch, gate, tmp_path):
+    gather, batches, lost = client._gather, [], []
+    both_gate = str(tmp_path / "both")
+
+    async def lose_the_first(futures, **kwargs):
+        keys = [future.key for future in futures]
+        if not batches:  # hold it until two others have arrived
+            batches.append(keys)
+            await asyncio.to_thread(jobs.wait_for, both_gate)
+        elif len(keys) > 1:
+            batches.append(keys)
+            lost.append(keys[0])
+            raise OSError("lost")
+        elif keys == lost:
+            await asyncio.to_thread(jobs.wait_for, gate)  # as for the run again
+        return await gather(futures, **kwargs)
+
+    monkeypatch.setattr(client, "_gather", lose_the_first)
+    monkeypatch.setattr("progress_executor.executors.dask.INTERVAL", DEADLINE)
+    executor.submit(jobs.add, 0)
+    until(lambda: batches)
+    futures = [executor.submit(jobs.add, n) for n in (1, 2)]
+    until(lambda: len(executor._arrived) == 2)
+    open_gate(both_gate)
+    until(lambda: sum(future.done() for future in futures) == 1)
+    open_gate(gate)
+    assert [future.result(DEADLINE) for future in futures] == [2, 3]
 
 
 def test_a_connection_that_is_lost_while_outcomes_are_fetched_is_a_connection_error(cluster, monkeypatch):
@@ -597,6 +775,81 @@ def test_what_is_submitted_while_the_client_closes_is_refused_or_a_connection_er
         executor.shutdown()
 
 
+def test_what_is_submitted_as_the_client_closes_and_dropped_is_a_connection_error(executor, client, monkeypatch):
+    submit = client.submit
+
+    def close_and_submit(*args, **kwargs):
+        client.status = "closing"  # by another thread
+        return submit(*args, **kwargs)
+
+    with monkeypatch.context() as closing:
+        closing.setattr(client, "submit", close_and_submit)
+        closing.setattr(client, "_send_to_scheduler", lambda message: None)  # it is dropped, and nobody told
+        with pytest.raises(ConnectionError):
+            executor.submit(jobs.add, 1).result(DEADLINE)
+        until(lambda: not client.futures)
+    client.status = "running"
+
+
+def test_a_client_that_is_closed_just_before_dasks_own_submit_is_a_connection_error(cluster, monkeypatch):
+    client = distributed.Client(cluster, set_as_default=False)
+    with DaskProgressExecutor(client) as executor:
+        submit = client.submit
+
+        def close_and_submit(*args, **kwargs):
+            client.close()  # by another thread
+            return submit(*args, **kwargs)
+
+        monkeypatch.setattr(client, "submit", close_and_submit)
+        with pytest.raises(ConnectionError):
+            executor.submit(jobs.add, 1)
+
+
+def test_two_threads_that_pause_at_once_are_both_heard(executor, gate):
+    future = executor.submit(jobs.step_until, gate)
+    until(lambda: future.state["n"])
+    together = threading.Barrier(2)
+
+    class Appending(collections.deque):
+        def append(self, task):
+            super().append(task)
+            with contextlib.suppress(threading.BrokenBarrierError):
+                together.wait(1)
+
+    executor._to_instruct = Appending()
+    for paused in (True, False):
+        threads = [threading.Thread(target=future.pause if paused else future.resume) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        until(lambda: (future.state["status"] == "paused") == paused)  # noqa: B023
+    open_gate(gate)
+    assert future.result(DEADLINE) > 0
+
+
+def test_workers_are_told_again_to_go_on_when_the_telling_failed(executor, client, gate, monkeypatch):
+    future = executor.submit(jobs.step_until, gate)
+    until(lambda: future.state["n"])
+    future.pause()
+    until(lambda: future.state["status"] == "paused")
+    run, failed = client._run, []
+
+    async def fail_first(*args, **kwargs):
+        if len(failed) < 2:
+            failed.append(args)
+            if len(failed) == 1:
+                raise OSError("lost")
+            return {"a worker": OSError("lost")}
+        return await run(*args, **kwargs)
+
+    monkeypatch.setattr(client, "_run", fail_first)
+    future.resume()
+    until(lambda: future.state["status"] == "running")
+    open_gate(gate)
+    assert future.result(DEADLINE) > 0
+
+
 def test_one_executor_after_the_other_leaves_the_scheduler_one_topic(cluster, client):
     topics = set()
     for _ in range(3):
@@ -609,7 +862,8 @@ def test_one_executor_after_the_other_leaves_the_scheduler_one_topic(cluster, cl
     assert len(topics) == 1
 
 
-def test_a_scheduler_that_is_lost_is_a_connection_error(gate):
+def test_a_scheduler_that_is_lost_is_a_connection_error_and_its_workers_stop_the_tasks(gate):
+    began = time.monotonic()
     with contextlib.ExitStack() as stack:
         stack.enter_context(dask.config.set({"distributed.comm.timeouts.connect": "1s"}))  # what the cluster's end takes
         cluster = stack.enter_context(distributed.LocalCluster(n_workers=1, threads_per_worker=1, **LOCAL))
@@ -624,7 +878,8 @@ def test_a_scheduler_that_is_lost_is_a_connection_error(gate):
                 future.result(DEADLINE)
         assert states[-1][1]["status"] == "failed"
         assert states[-1][1]["n"] > 0
-        executor.shutdown()  # the cluster's end waits for its tasks, which nobody lets go
+        executor.shutdown()
+    assert time.monotonic() - began < 10  # the cluster's end waits for half a minute for tasks that do not stop
 
 
 def test_ctrl_c_in_the_with_block_stops_the_tasks_on_the_workers(client, gate):
@@ -633,6 +888,39 @@ def test_ctrl_c_in_the_with_block_stops_the_tasks_on_the_workers(client, gate):
         until(lambda: futures[0].state["n"] > 0)
         raise KeyboardInterrupt
     assert all(future.cancelled() for future in futures)
+
+
+@pytest.mark.parametrize("where", ["_follow", "_ask", "_instruct_workers"])
+def test_ctrl_c_before_the_event_loop_hears_of_it_leaves_nothing_undone(where, client, gate, monkeypatch):
+    add_callback = client.loop.add_callback
+
+    def interrupt(function, *args):
+        if function.__name__ == where:
+            monkeypatch.undo()
+            if where == "_follow":
+                (task,) = args
+                until(lambda: task.dask_future.status == "finished")
+            signal.raise_signal(signal.SIGINT)
+        add_callback(function, *args)
+
+    with pytest.raises(KeyboardInterrupt), DaskProgressExecutor(client) as executor:
+        if where != "_follow":
+            future = executor.submit(jobs.step_until, gate)
+            until(future.running)
+        monkeypatch.setattr(client.loop, "add_callback", interrupt)
+        try:
+            if where == "_follow":
+                executor.submit(jobs.add, 1)
+            elif where == "_ask":
+                future.cancel()
+            else:
+                future.pause()
+        except KeyboardInterrupt:
+            if where == "_instruct_workers":
+                future.pause()
+                until(lambda: future.state["status"] == "paused")
+            raise
+    assert not executor._tasks
 
 
 # Real processes
@@ -877,3 +1165,24 @@ def test_ctrl_c_in_the_demonstration_stops_the_tasks_on_the_workers(where, proce
         assert [line.split()[0] for line in screen.lines if line] == ["cancelled", "cancelled", "progress_executor:"]
         until(lambda: not screen.processes(), "the end of all processes")
     until(lambda: not running(processes), "the end of the tasks")
+
+
+def test_the_demonstration_complains_in_one_line_when_there_is_no_scheduler(tmp_path):
+    done = demo("--executor", "dask", "--scheduler", "127.0.0.1:1", tmp_path, DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT="1s")
+    assert re.fullmatch(r"progress_executor: .*127\.0\.0\.1:1.*\n", done.stderr)
+    assert done.stdout == ""
+    assert done.returncode == 1
+
+
+@pytest.mark.slow
+def test_the_demonstration_tells_what_it_has_when_the_scheduler_is_lost(processes, vast):
+    (vast / "small").mkdir()
+    folders = ["vast", "small", "large"]
+    with demonstration("--scheduler", processes.client.scheduler.address, *folders, cwd=vast) as screen:
+        screen.wait_for(lambda screen: percentage(screen, "large") and percentage(screen, "vast"))
+        processes.scheduler.kill()
+        assert screen.finish() == 1
+        digest = expected_line(vast / "small").split()[0]
+        *lines, complaint = [line for line in screen.lines if line]
+        assert [line.split()[:2] for line in lines] == [["failed", "vast"], [digest, "small:"], ["failed", "large"]]
+        assert complaint == "progress_executor: the connection to the Dask scheduler was lost"

@@ -1,17 +1,25 @@
 """The programs in the examples folder do what their first lines promise."""
 
+import asyncio
+import http.client
+import importlib.util
+import json
 import os
 import re
+import signal
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 import progress_executor
+from progress_executor.delivery import _tickers
 
 from .conftest import DEADLINE, LOCAL
 from .terminal import Terminal
+from .test_asyncio import until_async
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(progress_executor.__file__).parents[1])}
@@ -55,3 +63,139 @@ def test_watch_many_draws_live_bars_and_leaves_one_per_task_with_the_results_bel
         f"task {i}: 100% {2 * value}/{2 * value} done" for i, value in enumerate(VALUES)
     ], screen.text
     assert lines == [f"task {i} of {value}: {value}" for i, value in enumerate(VALUES)], screen.text
+
+
+# The web server
+
+needs_aiohttp = pytest.mark.skipif(importlib.util.find_spec("aiohttp") is None, reason="aiohttp is not installed")
+SERVER = EXAMPLES / "serve_states.py"
+
+
+class Server:
+    """The running program, and a client of it."""
+
+    def __init__(self, process):
+        self._process = process
+        self.address = process.stdout.readline().strip()
+        assert self.address.startswith("http://127.0.0.1:")
+
+    def _asked(self, method, path):
+        connection = http.client.HTTPConnection(self.address.removeprefix("http://"), timeout=DEADLINE)
+        connection.request(method, path)
+        return connection, connection.getresponse()
+
+    def ask(self, method, path):
+        connection, response = self._asked(method, path)
+        with closing(connection):
+            return response.status, response.read().decode()
+
+    def events(self, path):
+        """The states that are streamed; it must end as the page needs it to."""
+        connection, response = self._asked("GET", path)
+        with closing(connection):
+            assert (response.status, response.getheader("Content-Type")) == (200, "text/event-stream")
+            while (line := response.readline()).startswith(b"data: "):
+                yield json.loads(line.removeprefix(b"data: "))
+                assert response.readline() == b"\n"
+            assert (line, response.read()) == (b"event: end\n", b"data:\n\n")
+
+    def interrupt(self):
+        self._process.send_signal(signal.SIGINT)
+        out, err = self._process.communicate(timeout=DEADLINE)
+        assert (self._process.returncode, out, err) == (0, "", "")
+
+
+@pytest.fixture
+def server():
+    command = [sys.executable, "-W", "error", str(SERVER), "--port", "0", "--workers", "2"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8"}
+    with subprocess.Popen(command, env=ENVIRONMENT, **pipes) as process:
+        try:
+            yield Server(process)
+        finally:
+            if process.returncode is None:
+                process.send_signal(signal.SIGINT)
+                process.wait(DEADLINE)
+
+
+@needs_aiohttp
+def test_serve_states_streams_the_states_of_a_task_in_order_to_the_end(server):
+    assert server.ask("POST", "/tasks?steps=10") == (201, "/tasks/1")
+    states = list(server.events("/tasks/1"))
+    assert states[-1] == {"n": 10, "total": 10, "status": "done"}
+    assert len(states) > 2
+    assert [state["n"] for state in states] == sorted(state["n"] for state in states)
+    assert list(server.events("/tasks/1")) == states[-1:]
+    server.interrupt()
+
+
+@needs_aiohttp
+def test_serve_states_cancels_a_task_and_its_streams_end(server):
+    assert server.ask("POST", "/tasks?steps=100000") == (201, "/tasks/1")
+    streams = [server.events("/tasks/1") for _ in range(2)]
+    for stream in streams:
+        next(state for state in stream if state["n"])
+    assert server.ask("DELETE", "/tasks/1") == (204, "")
+    for stream in streams:
+        assert list(stream)[-1]["status"] == "cancelled"
+    server.interrupt()
+
+
+@needs_aiohttp
+def test_serve_states_ends_on_ctrl_c_while_it_streams(server):
+    server.ask("POST", "/tasks?steps=100000")
+    stream = server.events("/tasks/1")
+    next(state for state in stream if state["n"])
+    server.interrupt()
+    assert list(stream)[-1]["status"] == "cancelled"
+
+
+@needs_aiohttp
+def test_serve_states_has_a_page_and_refuses_what_it_does_not_know(server):
+    status, page = server.ask("GET", "/")
+    assert status == 200
+    assert "EventSource" in page
+    assert server.ask("POST", "/tasks?steps=many")[0] == 400
+    assert server.ask("POST", "/tasks")[0] == 400
+    for method in ("GET", "DELETE"):
+        for number in ("0", "1", "x"):
+            assert server.ask(method, f"/tasks/{number}")[0] == 404
+
+
+@needs_aiohttp
+def test_a_client_that_disconnects_leaves_the_task_running_and_nothing_behind(monkeypatch):
+    from aiohttp import ClientSession, web
+
+    monkeypatch.syspath_prepend(EXAMPLES)  # the worker has to find it, too
+    example = importlib.import_module(SERVER.stem)
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        app = example.make_app(1)
+        runner = web.AppRunner(app, handler_cancellation=True)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        try:
+            futures = []
+            executor = app[example.EXECUTOR]
+            submit = executor.submit
+            executor.submit = lambda *args: futures.append(submit(*args)) or futures[0]
+            async with ClientSession(f"http://127.0.0.1:{runner.addresses[0][1]}") as client:
+                async with client.post("/tasks?steps=100000") as response:
+                    path = await response.text()
+                async with client.get(path) as response:
+                    while not json.loads((await response.content.readline()).removeprefix(b"data: "))["n"]:
+                        assert await response.content.readline() == b"\n"
+                    response.close()
+                (future,) = futures
+                await until_async(lambda: not future._waiters and loop not in _tickers)
+                n = future.state["n"]
+                await until_async(lambda: future.state["n"] > n)
+                assert not future.cancel_requested()
+                assert not future._done_callbacks
+        finally:
+            await runner.cleanup()
+        assert future.cancelled()
+
+    asyncio.run(main())

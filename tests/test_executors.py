@@ -225,9 +225,17 @@ def test_shutdown_cancels_pending_futures_and_no_running_one(pool, gate):
     until(lambda: futures[0].state["n"] > 0)
     pool.shutdown(wait=False, cancel_futures=True)
     assert not futures[0].cancel_requested()
+    until(futures[-1].cancelled)
     open_gate(gate)
     assert futures[0].result() > 0
+    concurrent.futures.wait(futures)
+
+
+def test_shutdown_cancels_pending_futures_at_once(local_pool, gate):
+    futures = [local_pool.submit(jobs.wait_for, gate) for _ in range(10)]
+    local_pool.shutdown(wait=False, cancel_futures=True)
     assert futures[-1].cancelled()
+    open_gate(gate)
     concurrent.futures.wait(futures)
 
 

@@ -1,16 +1,18 @@
 """The ends of programs, of their children and of tasks: nothing hangs, nothing is left, and nobody else is touched."""
 
+import copyreg
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
 from . import jobs
-from .conftest import DEADLINE, POOLS, START_METHODS, make_executor, segments, session, until
+from .conftest import CONCURRENT, DEADLINE, POOLS, START_METHODS, make_executor, open_gate, segments, session, until
 
 BEGIN = """
 import asyncio, os, sys, threading, time
@@ -72,6 +74,57 @@ def test_a_forked_child_leaves_the_executors_of_its_parent_alone(kind, way, tmp_
     assert run(FORKING, kind, way, tmp_path / "gate", warnings=["-W", "ignore"]) == "4\n"
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.parametrize("kind", [*POOLS, "sync"])
+def test_a_forked_child_is_told_that_it_cannot_submit_to_an_executor_of_its_parent(kind):
+    output = run(
+        """
+        with make_executor(sys.argv[1], 2) as executor:
+            assert executor.submit(jobs.count, 3).result() == 3
+            if not (child := os.fork()):
+                for submit in (executor.submit, executor.map):
+                    try:
+                        submit(jobs.add, [1])
+                    except RuntimeError as error:
+                        print(error, flush=True)
+                os._exit(3)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+            assert executor.submit(jobs.count, 3).result() == 3
+        """,
+        kind,
+        warnings=["-W", "ignore"],
+    )
+    assert output.count("a forked process cannot submit to an executor of its parent") == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_forked_child_can_read_a_state_whose_lock_another_thread_held(tmp_path):
+    run(
+        """
+        import signal
+        with make_executor("process", 2) as executor:
+            future = executor.submit(jobs.step_until, sys.argv[1])
+            until(lambda: future.state["n"])
+            held, go = threading.Event(), threading.Event()
+            def hold():
+                with executor._board.lock:
+                    held.set()
+                    go.wait()
+            threading.Thread(target=hold).start()
+            held.wait()
+            if not (child := os.fork()):
+                signal.alarm(10)
+                os._exit(3 if future.state["n"] else 4)
+            go.set()
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            open(sys.argv[1], "w").close()
+            assert status == 3, status
+        """,
+        tmp_path / "gate",
+        warnings=["-W", "ignore"],
+    )
+
+
 @pytest.mark.parametrize("kind", [*POOLS, "sync"])
 def test_a_program_may_end_with_its_loop_while_tasks_run(kind):
     run(
@@ -111,25 +164,28 @@ def _exit(progress):
     sys.exit(5)
 
 
-def test_sys_exit_in_a_task_is_what_the_task_raises_and_ends_nothing_else(executor):
+def test_sys_exit_in_a_task_is_what_the_task_raises_and_ends_nothing_else(executor, monkeypatch):
+    if isinstance(executor, ProcessPoolExecutor):  # Dask's tblib, once imported, has all processes pickle it without `code`
+        monkeypatch.delitem(copyreg.dispatch_table, SystemExit, raising=False)
     future = executor.submit(_exit)
     with pytest.raises(SystemExit) as caught:
         future.result()
-    assert caught.value.args == (5,)  # and on Dask `code` is None: its tracebacks, tblib, do not pickle that
+    assert caught.value.code == 5
     assert future.state == {"n": 3, "total": None, "status": "failed"}
     assert executor.submit(jobs.count, 3).result() == 3
 
 
-def test_threads_that_outlive_their_task_change_nothing_any_more(pool):
-    future = pool.submit(jobs.leave_a_thread_writing)
-    future.result()
-    state = future.state
-    assert (state["n"], state["status"]) == (42, "done")
-    others = [pool.submit(jobs.count, 1000) for _ in range(8)]
-    for other in others:
-        other.result()
-        assert other.state == {"n": 1000, "total": 1000, "status": "done"}
-    assert future.state == state
+@pytest.mark.parametrize("kind", CONCURRENT)
+def test_threads_that_outlive_their_task_change_nothing_any_more(kind, gate):
+    with make_executor(kind, 1) as executor:
+        future = executor.submit(jobs.leave_a_thread_writing, 42, gate)
+        future.result()
+        for _ in range(20):  # a pool of one process has eight slots, which are used in turn
+            following = executor.submit(jobs.count_slowly, 5, 0.001)
+            following.result()
+            assert following.state == {"n": 5, "total": 5, "status": "done"}
+        assert future.state == {"n": 42, "total": 42, "status": "done"}
+        open_gate(gate)
 
 
 def _nested(kind, progress):
@@ -215,6 +271,27 @@ def test_a_callback_that_ends_the_program_keeps_no_executor_from_telling_the_end
         """
     )
     assert output == 4 * "told\n"
+
+
+def test_an_executor_that_cannot_be_left_keeps_no_other_from_telling_the_end():
+    output = run(
+        """
+        import logging
+
+        class Broken(ThreadPoolProgressExecutor):
+            def shutdown(self, wait=True, *, cancel_futures=False):
+                super().shutdown(wait, cancel_futures=cancel_futures)
+                raise OSError("broken")
+
+        logging.basicConfig(stream=sys.stdout)
+        executors = [kind(1) for kind in (ThreadPoolProgressExecutor, Broken, ThreadPoolProgressExecutor)]
+        for executor in executors:
+            future = executor.submit(jobs.count, 3)
+            future.add_progress_callback(lambda old, new: new["status"] == "done" and print("told", flush=True))
+        """
+    )
+    assert output.count("told\n") == 3
+    assert "could not be left at exit" in output
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")

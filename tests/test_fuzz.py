@@ -20,12 +20,18 @@ from rich.progress import DownloadColumn, MofNCompleteColumn, Progress, TextColu
 
 from progress_executor import ProcessPoolProgressExecutor, ProgressGroup, arena
 from progress_executor._speedups._layout import (
+    ALONE,
     BIG,
     FLOAT,
     INT,
+    MODE_BYTE,
     N_KIND_BYTE,
     NONE,
     NUMBER_SIZE,
+    PART_BYTE,
+    PLUS,
+    SCALE,
+    SCALED,
     SEQUENCE,
     SLOT_SIZE,
     STARTED_AT,
@@ -167,6 +173,8 @@ def garbage(chance):
         struct.pack_into("d", record, 8 * STARTED_AT, chance.choice([*TIMES, *[time.time()] * 4, time.time() + 1e9]))
         put_number(chance, record, N, N_KIND_BYTE)
         put_number(chance, record, TOTAL, TOTAL_KIND_BYTE)
+        record[PART_BYTE] = chance.choice([ALONE, ALONE, PLUS, SCALED, SCALED, SCALED + 1])
+        struct.pack_into("4d", record, 8 * SCALE, *chance.choices(FLOATS * 9 + NO_FLOATS, k=4))
         text = chance.choice(TEXTS)
         record[STATUS_LENGTH_BYTE : STATUS_LENGTH_BYTE + 2] = len(text).to_bytes(2, "little")
         record[STATUS_BYTE : STATUS_BYTE + len(text)] = text
@@ -282,7 +290,7 @@ def sum_up(progress):
 
 
 class Scribbler(threading.Thread):
-    """Writes garbage into every slot of a pool, all the time; only the caller's own byte stays."""
+    """Writes garbage into every slot of a pool, all the time; only the caller's own bytes stay."""
 
     def __init__(self, executor, seed):
         super().__init__()
@@ -295,7 +303,9 @@ class Scribbler(threading.Thread):
     def run(self):
         while not self._stopped.is_set():
             for at in range(0, len(self._memory) - SLOT_SIZE + 1, SLOT_SIZE):
-                self._memory[at + 1 : at + SLOT_SIZE] = self._garbage[self.written % len(self._garbage)]
+                piece = self._garbage[self.written % len(self._garbage)]
+                self._memory[at + MODE_BYTE] = piece[0]
+                self._memory[at + 3 : at + SLOT_SIZE] = piece[2:]
                 self.written += 1
             time.sleep(0)
 

@@ -293,15 +293,30 @@ def test_ten_thousand_members_are_watched_at_the_cost_of_those_that_run():
     assert calls[10] == calls[10_000]
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_a_done_callback_that_interrupts_keeps_no_member_from_being_cancelled(error, gate):
+    def interrupt(_):
+        raise error("of a callback")
+
+    with make_executor("thread", 1) as pool:
+        group = ProgressGroup([pool.submit(jobs.step_until, gate) for _ in range(5)])
+        until(lambda: group.futures[0].state["n"])
+        group.futures[3].add_done_callback(interrupt)
+        with pytest.raises(error, match="of a callback"):
+            group.cancel()
+        until(group.done)
+        assert all(future.cancelled() for future in group.futures)
+
+
 @pytest.mark.slow
-def test_the_bar_of_ten_thousand_tasks_is_live_and_ends_with_all_of_them(pool):
+def test_the_bar_of_ten_thousand_tasks_is_live_and_ends_with_all_of_them(local_pool):
     shown = []
 
     class Bar(tqdm.tqdm):
         def refresh(self, *args, **kwargs):
             shown.append((self.n, self.total, self.postfix))
 
-    group = ProgressGroup([pool.submit(jobs.count_slowly, 1, 0.0003) for _ in range(10_000)])
+    group = ProgressGroup([local_pool.submit(jobs.count_slowly, 1, 0.0003) for _ in range(10_000)])
     group.add_tqdm_callback(Bar, {"file": io.StringIO(), "gui": True})  # gui: drawn by its own refresh only
     assert sum(group.result()) == 10_000
     ns = [n for n, _, _ in shown]

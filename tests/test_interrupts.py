@@ -28,10 +28,8 @@ from .terminal import Terminal
 pytestmark = [needs_shm, pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc and /dev/shm")]
 
 
-def at_once():
-    """Seconds in which a program ends after its tasks' last step: one, unless the machine has more to do than it can."""
-    return max(1, os.getloadavg()[0] / os.cpu_count())
-
+AT_ONCE = 1
+"""Seconds in which a program ends after its tasks' last step."""
 
 PROGRAM = f"""
 import asyncio, contextlib, itertools, signal, sys, threading, time
@@ -88,9 +86,11 @@ def main():
 
 def interrupt_if_asyncio_loses_a_wake_up(loop):
     # Where KeyboardInterrupt takes its place, the task stays asleep though what it waits for is there: it takes a third one.
+    # Likewise where that takes the place of the callback in which a TaskGroup hears of the end of its last task.
     def asleep():
         waiting = {{(task, task._fut_waiter) for task in asyncio.all_tasks(loop)}}
-        return {{(task, waiter) for task, waiter in waiting if waiter is not None and waiter.done()}}
+        lost = group._on_completed_fut if group and all(task.done() for task in group._tasks) else None
+        return {{(task, waiter) for task, waiter in waiting if waiter is not None and (waiter.done() or waiter is lost)}}
 
     with contextlib.suppress(RuntimeError):  # the loop is closed
         while True:
@@ -103,16 +103,19 @@ def interrupt_if_asyncio_loses_a_wake_up(loop):
                 note("wake-up lost")
                 os.kill(os.getpid(), signal.SIGINT)
 
+group = None
+
 async def main_in_loop():
+    global group
     threading.Thread(target=interrupt_if_asyncio_loses_a_wake_up, args=[asyncio.get_running_loop()], daemon=True).start()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asyncio.current_task().cancel)
     async with make() as executor:
         if moment == "shutdown":
             leave(list(submit(executor)))
             return
-        async with asyncio.TaskGroup() as tg:
+        async with asyncio.TaskGroup() as group:
             for future in submit(executor):
-                tg.create_task(future)
+                group.create_task(future)
                 await asyncio.sleep(0)
 
 if __name__ == "__main__":
@@ -171,21 +174,24 @@ class Program(Terminal):
         """Let the tasks clean up."""
         (self._notes / "go on").touch()
 
-    def check(self, word, cleaned=True, left=True):
+    def check(self, word, cleaned=True, again=False, left=True):
         """It ends at once, has said this `word`, and the terminal, and all else, is as before.
 
-        `left`: that leaving the executor began. A second Ctrl-C may come before its first line: then the bars stand.
+        `cleaned`: whether its tasks came to the end of their `finally`; None if that is not known. `again`: a second Ctrl-C
+        has followed; where it hits a task of the event loop, asyncio tells at length. `left`: that leaving the executor
+        began; a second Ctrl-C may come before its first line: then the bars stand.
         """
         self.finish()
         ended = time.time()
         assert self.status == 0, self.text
-        if cleaned:
-            assert set(self.noted("cleaned")) == set(self.noted("entered"))
-        if self.noted("cleaned"):
-            assert ended - max(self.noted("cleaned").values()) < at_once()
-        if (
-            "never retrieved" not in self.output
-        ):  # where a second Ctrl-C hits a task of the event loop, asyncio tells at length
+        entered, finished = self.noted("entered"), self.noted("cleaned")
+        assert self.kind != "sync" or set(entered) <= {"0"}  # one runs, and after Ctrl-C no other begins
+        assert cleaned is None or set(finished) == (set(entered) if cleaned else set())
+        for steps in (self.noted("wake-up lost"), finished, self.noted("cleaning")):
+            if steps:
+                assert ended - max(steps.values()) < AT_ONCE
+                break
+        if not again or "never retrieved" not in self.output:
             assert not re.search(r"Traceback|Exception ignored|Warning", self.output), self.output
             if not self.noted("never left"):
                 assert self.lines[:2] == ["begun", word], self.text
@@ -230,20 +236,32 @@ def test_ctrl_c_while_a_worker_starts_lets_the_tasks_of_the_others_clean_up(kind
         assert program.noted("cleaned").keys() == program.noted("entered").keys()
 
 
+AGAIN = [
+    again
+    for again in itertools.product(["thread", *START_METHODS, "sync"], MOMENTS, STYLES)
+    if again != ("sync", "submit", "with")  # where no task runs, and the first one ends the program
+]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("second", ["at once", "while tasks clean up"])
-@pytest.mark.parametrize("style", STYLES)
-@pytest.mark.parametrize(("kind", "moment"), combinations(["thread", *START_METHODS, "sync"], ["running", "shutdown"], ()))
-def test_ctrl_c_twice_in_a_row(kind, style, moment, second, tmp_path):
+@pytest.mark.parametrize(("kind", "moment", "style"), AGAIN)
+def test_ctrl_c_twice_in_a_row(kind, moment, style, second, tmp_path):
     with Program(tmp_path, kind, style, moment) as program:
         program.wait_for_the_moment()
+        if second == "while tasks clean up":  # in the sync executor it may not have begun, and then has nothing to clean up
+            program.wait_for(lambda _: program.noted("entered"))
         program.interrupt()
         if second == "while tasks clean up":
             program.wait_for(lambda _: program.noted("cleaning"))
         program.interrupt()
+        cleaned = True
+        if kind == "sync":  # the second one interrupts what the task does in its `finally`, if it has come there
+            cleaned = None if second == "at once" else False
+        if cleaned is False:
+            program.wait_for(lambda screen: "interrupted" in screen.text)
         program.go_on()
-        # In the sync executor the second one interrupts what the task does in its `finally`.
-        program.check("interrupted", cleaned=kind != "sync", left=second != "at once")
+        program.check("interrupted", cleaned, again=True, left=second != "at once")
 
 
 @pytest.mark.parametrize(("kind", "moment"), combinations(["thread", *START_METHODS], quick=QUICK[1:2]))

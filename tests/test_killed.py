@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import contextlib
+import multiprocessing.connection
 import os
 import random
 import signal
@@ -14,7 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
-from progress_executor import ProcessPoolProgressExecutor, ProgressGroup
+from progress_executor import ProcessPoolProgressExecutor, ProgressGroup, slots
 
 from . import jobs
 from .conftest import (
@@ -50,6 +51,7 @@ class Scene:
         self.other = executor.submit(jobs.step_until, str(tmp_path / "never"))
         self.dying = executor.submit(death, *args, str(self.kill))
         until(lambda: self.other.state["n"] > 0 and self.dying.running(), "the start of both tasks")
+        self.workers = [process.sentinel for process in executor._processes.values()]
         argument = bytes(1 << 20)  # more than the call queue's pipe holds: somebody is about to write it for ever
         self.waiting = [executor.submit(jobs.add, argument) for _ in range(pending)]
         self.futures = [self.dying, self.other, *self.waiting]
@@ -61,11 +63,15 @@ class Scene:
             future.add_done_callback(self.done.append)
 
     def strike(self, seen=True):
-        """Have the worker killed; `seen`: when the caller knows the task's progress."""
+        """Have the worker killed; `seen`: when the caller knows the task's progress. From its death on time counts:
+
+        a large process takes seconds to run out of memory.
+        """
         if seen:
             until(lambda: self.dying.state == DYING, "the report")
         self.beside = self.other.state["n"]
         open_gate(self.kill)
+        assert multiprocessing.connection.wait(self.workers, DEADLINE)
 
     def check(self):
         """Within `AT_ONCE` from now all futures have ended as in the standard library, and all is told."""
@@ -137,12 +143,6 @@ def test_leaving_the_executor_tells_of_a_worker_that_died(how, tmp_path):
     assert not segments()
 
 
-def test_a_worker_without_any_memory_can_tell_or_is_found_dead(process_pool):
-    future = process_pool.submit(jobs.run_out_of_memory)
-    assert isinstance(future.exception(AT_ONCE), (MemoryError, BrokenProcessPool))  # it may have kept enough to tell
-    assert future.state["status"] == "failed"
-
-
 def test_a_memory_error_of_the_task_is_the_tasks_own(process_pool):
     future = process_pool.submit(jobs.ask_for_too_much_memory)
     with pytest.raises(MemoryError):
@@ -210,6 +210,67 @@ def test_cancelled_futures_stay_cancelled_when_a_worker_dies(process_pool, tmp_p
     assert in_call_queue.cancel_requested()
 
 
+def submit(executor):
+    with contextlib.suppress(BrokenProcessPool):
+        executor.submit(jobs.add, 1)
+
+
+def shut_down(executor):
+    executor.shutdown(wait=False)
+
+
+@needs_shm
+@pytest.mark.parametrize("use", [submit, shut_down])
+@pytest.mark.parametrize(
+    "method", ["fork", *(pytest.param(name, marks=pytest.mark.slow) for name in ("forkserver", "spawn"))]
+)
+def test_a_done_callback_may_use_the_pool_that_a_dead_worker_has_broken(method, use, tmp_path):
+    with make_executor(method) as executor:
+        scene = Scene(executor, tmp_path, jobs.die, "be_killed")
+        for future in (scene.dying, scene.waiting[0]):
+            future.add_done_callback(lambda _: use(executor))
+        scene.strike()
+        scene.check()
+    assert not segments()
+
+
+@needs_shm
+def test_a_slow_done_callback_of_a_broken_pool_holds_up_the_others_and_loses_none(process_pool, tmp_path):
+    scene = Scene(process_pool, tmp_path, jobs.die, "be_killed")
+    begun, go = threading.Event(), threading.Event()
+    scene.dying.add_done_callback(lambda _: (begun.set(), go.wait(DEADLINE)))
+    scene.strike()
+    assert begun.wait(DEADLINE)
+    assert not scene.waiting[0].done()
+    go.set()
+    scene.check()
+
+
+@needs_shm
+def test_ctrl_c_is_heard_while_a_done_callback_of_a_broken_pool_keeps_it_from_ending(process_pool, tmp_path, monkeypatch):
+    scene = Scene(process_pool, tmp_path, jobs.die, "be_killed")
+    begun, leaving, go, ended = (threading.Event() for _ in range(4))
+    scene.dying.add_done_callback(lambda _: (begun.set(), go.wait(DEADLINE), ended.set()))
+    leave = process_pool._leave
+    monkeypatch.setattr(process_pool, "_leave", lambda: (leaving.set(), leave()))
+
+    def interrupt_twice():
+        begun.wait(DEADLINE)
+        leaving.wait(DEADLINE)
+        os.kill(os.getpid(), signal.SIGINT)
+        until(lambda: scene.waiting[0].cancel_requested() or ended.is_set())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    interrupting = threading.Thread(target=interrupt_twice)
+    interrupting.start()
+    scene.strike()
+    with pytest.raises(KeyboardInterrupt):
+        process_pool.shutdown()
+    assert not ended.is_set()
+    go.set()
+    interrupting.join()
+
+
 # Between two stores
 
 
@@ -218,6 +279,64 @@ def test_a_worker_killed_between_two_stores_leaves_the_last_state_that_was_seen(
     scene = Scene(process_pool, tmp_path, jobs.die_between_two_stores)
     scene.strike()
     scene.check()
+
+
+@needs_shm
+def test_a_worker_killed_between_two_stores_leaves_what_the_caller_saw_last_if_that_was_earlier(process_pool, tmp_path):
+    scene = Scene(process_pool, tmp_path, jobs.die_between_two_stores)
+    n, total, _ = scene.bars[0].shown[-1]  # where the bar was made: there may have been no report yet
+    scene.strike(seen=False)
+    until(scene.dying.done)
+    assert scene.dying.state == {"n": n, "total": total, "status": "failed"}
+
+
+@needs_shm
+def test_a_worker_killed_between_two_stores_leaves_no_progress_if_nobody_had_looked(process_pool, tmp_path):
+    future = process_pool.submit(jobs.die_between_two_stores, str(tmp_path / "kill"))
+    open_gate(tmp_path / "kill")
+    until(future.done)
+    assert future.state == {"n": 0, "total": None, "status": "failed"}
+
+
+@needs_shm
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_a_worker_that_was_started_late_is_missed_when_it_is_killed(method, monkeypatch, tmp_path):
+    with make_executor(method, 2) as executor:
+        first = executor.submit(jobs.step_until, str(tmp_path / "gate"))
+        until(lambda: first.state["n"])
+        spawn = executor._spawn_process
+
+        def spawn_late():
+            time.sleep(0.3)  # the manager thread has been woken, and waits again
+            spawn()
+
+        monkeypatch.setattr(executor, "_spawn_process", spawn_late)
+        second = executor.submit(jobs.report_pid, str(tmp_path / "gate"))
+        until(lambda: second.state["status"].isdecimal())
+        os.kill(int(second.state["status"]), signal.SIGKILL)
+        for future in (first, second):
+            with pytest.raises(BrokenProcessPool):
+                future.result(DEADLINE)
+
+
+def test_nobody_waits_for_the_writers_of_a_broken_pool(process_pool, tmp_path, monkeypatch):
+    # For the final state of a task that goes on, a writer that waits for its processor is waited for.
+    waited = []
+    monkeypatch.setattr(slots, "sleep", waited.append)
+    scene = Scene(process_pool, tmp_path, jobs.die_between_two_stores)
+    scene.strike()
+    scene.check()
+    assert not any(waited)
+
+
+@needs_shm
+@pytest.mark.slow
+def test_many_workers_that_are_stopped_between_two_stores_keep_nobody_waiting():
+    with ProcessPoolProgressExecutor(48) as executor:
+        futures = [executor.submit(jobs.stay_between_two_stores) for _ in range(48)]
+        until(lambda: sum(future._task.slot._words[jobs.SEQUENCE] & 1 for future in futures if future._task.slot) == 48)
+        os.kill(next(iter(executor._processes)), signal.SIGKILL)
+        assert not concurrent.futures.wait(futures, timeout=AT_ONCE).not_done
 
 
 @needs_shm

@@ -10,18 +10,20 @@ import random
 import signal
 import threading
 import time
+from collections import Counter
 from concurrent.futures import BrokenExecutor, CancelledError
 from multiprocessing.connection import Client, Listener
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from progress_executor import IMPLEMENTATION, SyncProgressExecutor
+from progress_executor import IMPLEMENTATION, SyncProgressExecutor, ThreadPoolProgressExecutor
 
 from . import jobs
-from .conftest import POOLS, make_executor, open_gate, until
+from .conftest import DEADLINE, KINDS, LOCAL, POOLS, START_METHODS, make_executor, open_gate, until
 
 WORKERS = 2
 
@@ -127,10 +129,10 @@ class Pool(RuleBasedStateMachine):
             life.asked = True
             assert life.future.running()
         elif before is None:  # at once, or when a worker comes across it in the call queue: it is never entered
-            assert life.future.cancelled() or self.kind == "process"
+            assert life.future.cancelled() or self.kind != "thread"
             life.end = "cancelled"
 
-    @precondition(lambda self: self.kind == "process")
+    @precondition(lambda self: self.kind != "thread")
     @rule(life=tasks)
     def die(self, life):
         if life not in self.running():
@@ -143,6 +145,7 @@ class Pool(RuleBasedStateMachine):
             if other.end is None or not other.future.cancelled():
                 other.end = BrokenExecutor
 
+    @precondition(lambda self: any(life.end is None for life in self.lives))
     @rule(cancel_futures=st.booleans())
     def shut_down(self, cancel_futures):
         running = self.running()
@@ -152,7 +155,7 @@ class Pool(RuleBasedStateMachine):
             return
         for life in self.lives:
             if life.end is None and life not in running:
-                assert life.future.cancelled() or self.kind == "process"  # which may have it in its call queue
+                assert life.future.cancelled() or self.kind != "thread"  # which may have it in its call queue
                 life.end = "cancelled" if life.future.cancelled() else None
 
     @rule()
@@ -214,8 +217,16 @@ class Pool(RuleBasedStateMachine):
             assert life.number in self.connected or life.end in ("cancelled", BrokenExecutor)
 
 
-class Processes(Pool):
-    kind = "process"
+class Forked(Pool):
+    kind = "fork"
+
+
+class Forkserved(Pool):
+    kind = "forkserver"
+
+
+class Spawned(Pool):
+    kind = "spawn"
 
 
 class Sync(RuleBasedStateMachine):
@@ -225,9 +236,11 @@ class Sync(RuleBasedStateMachine):
         super().__init__()
         self.executor = SyncProgressExecutor()
         self.lives = []
+        self.shut = False
 
     tasks = Bundle("tasks")
 
+    @precondition(lambda self: not self.shut)
     @rule(target=tasks, steps=st.lists(st.integers(1, 9), max_size=4), how=st.sampled_from(["return", "fail", "swallow"]))
     def submit(self, steps, how):
         life = Life(len(self.lives))
@@ -276,6 +289,23 @@ class Sync(RuleBasedStateMachine):
         concurrent.futures.wait([life.future])
         assert life.future.done()
 
+    @precondition(lambda self: any(life.end is None for life in self.lives))
+    @rule(wait=st.booleans(), cancel_futures=st.booleans())
+    def shut_down(self, wait, cancel_futures):
+        pending = [life for life in self.lives if life.end is None]
+        self.executor.shutdown(wait=wait, cancel_futures=cancel_futures)
+        self.shut = True
+        for life in pending:
+            assert life.ran == (wait and not cancel_futures)
+            if cancel_futures:
+                life.end = "cancelled"
+
+    @precondition(lambda self: self.shut)
+    @rule()
+    def submit_too_late(self):
+        with pytest.raises(RuntimeError):
+            self.executor.submit(jobs.add, 1)
+
     check_end = Pool.check_end
 
     @invariant()
@@ -307,45 +337,60 @@ def live(machine, examples):
     )
 
 
-@pytest.mark.parametrize("machine", [Pool, Processes, Sync])
+@pytest.mark.parametrize("machine", [Pool, Forked, Sync])
 def test_each_future_ends_once_as_its_task_did(machine):
     live(machine, 10)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("machine", [Pool, Processes, Sync])
-def test_each_future_ends_once_as_its_task_did_a_hundred_times(machine):
-    live(machine, 100)
+@pytest.mark.parametrize(("machine", "examples"), [(Pool, 100), (Forked, 100), (Forkserved, 10), (Spawned, 10), (Sync, 100)])
+def test_each_future_ends_once_as_its_task_did_in_many_lives(machine, examples):
+    live(machine, examples)
+
+
+STEPS = 300  # of a task that goes on until it is asked to stop: 0.1 s, if nobody asks
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", POOLS)
 def test_of_twenty_thousand_tasks_that_are_cancelled_at_random_none_is_lost(kind):
+    """One in ten goes on until it is cancelled while it runs; half of those keep their value all the same."""
     seed, count = IMPLEMENTATION, 20_000  # other cancels in each form
     chance = random.Random(seed)
-    futures, told, asked = [], {}, set()
+    until_cancelled = [jobs.step_until_cancelled, jobs.step_until_cancelled_and_return]
+    futures, told, asked, ended = [], {}, set(), []
     over = threading.Event()
 
     def cancel_at_random(seed):
         chance = random.Random(seed)
+
+        def cancel(number):
+            if futures[number].cancel():
+                asked.add(number)
+
         while not over.is_set():
-            if futures:
-                number = chance.randrange(max(0, len(futures) - 50), len(futures))
-                if futures[number].cancel():
-                    asked.add(number)
-            time.sleep(chance.random() / 10_000)
+            recent = range(max(0, len(futures) - 200), len(futures))
+            if recent:
+                cancel(chance.choice(recent))
+            for number in recent:
+                future = futures[number]
+                if future.n == STEPS and not future.done() and future.state["n"] > chance.randrange(9):
+                    cancel(number)
+            time.sleep(chance.random() / 2000)
 
     cancellers = [threading.Thread(target=cancel_at_random, args=(f"{seed}-{n}",)) for n in range(2)]
     with make_executor(kind, 4) as executor:
         for canceller in cancellers:
             canceller.start()
         for number in range(count):
-            n = chance.randrange(30)
-            future = executor.submit(jobs.count_then_fail if number % 10 == 9 else jobs.count, n)
-            if number % 20 == 0:
+            job = chance.choice([*[jobs.count] * 17, jobs.count_then_fail, *until_cancelled])
+            n = STEPS if job in until_cancelled else chance.randrange(30)
+            future = executor.submit(job, n)
+            future.add_done_callback(lambda _, number=number: ended.append(number))
+            if number % 10 == 0:
                 told[number] = []
                 future.add_progress_callback(lambda old, new, states=told[number]: states.append(new))
-            future.n = n
+            future.job, future.n = job, n
             futures.append(future)
             if number % 100 == 99:  # cancelled ones are among those that run, and not far from them
                 concurrent.futures.wait(futures[-150:-50])
@@ -353,25 +398,164 @@ def test_of_twenty_thousand_tasks_that_are_cancelled_at_random_none_is_lost(kind
         over.set()
         for canceller in cancellers:
             canceller.join()
-    ends = {"done": 0, "failed": 0, "cancelled": 0}
+    ends = Counter()
     for number, future in enumerate(futures):
-        state = future.state
-        ends[state["status"]] += 1
-        if state["status"] == "cancelled":
+        n, total, status = future.state.values()
+        if status == "cancelled":
             assert number in asked
+            assert n <= future.n
             with pytest.raises(CancelledError):
                 future.result(0)
-        elif number % 10 == 9:
+            if future.job is jobs.step_until_cancelled_and_return:
+                assert n == 0  # it was never entered
+            ends["cancelled while it ran" if n else "cancelled"] += 1
+        elif future.job is jobs.count_then_fail:
             assert isinstance(future.exception(0), ValueError)
-            assert (state["n"], state["status"]) == (future.n, "failed")
+            assert (n, total, status) == (future.n, future.n, "failed")
+            ends["failed though asked to stop" if number in asked else "failed"] += 1
         else:
-            assert future.result(0) == future.n
-            assert state == {"n": future.n, "total": future.n, "status": "done"}
+            assert (future.result(0), status) == (n, "done")
+            assert n == future.n or (future.job is jobs.step_until_cancelled_and_return and number in asked)
+            ends["done though asked to stop" if number in asked else "done"] += 1
+    assert sorted(ended) == list(range(count))  # the done callbacks, once each
     assert sum(ends.values()) == count
-    assert min(ends.values()) > 100, ends
+    assert ends["cancelled while it ran"] > count / 100, ends
+    assert ends["done though asked to stop"] > count / 100, ends
+    assert min(ends["done"], ends["failed"], ends["cancelled"]) > count / 200, ends
     for number, states in told.items():
         assert states[-1] == futures[number].state
-        assert [state["status"] in ends for state in states].count(True) == 1
+        assert [state["status"] in ("done", "failed", "cancelled") for state in states].count(True) == 1
+
+
+# Cancelled at one moment after the other
+
+
+class Pickled:
+    """An argument that calls `fn` when it is pickled, in the caller, and is unpickled by `unpickle(*arguments)`."""
+
+    def __init__(self, fn=lambda: None, unpickle=bool, arguments=()):
+        self.fn = fn
+        self.unpickle = unpickle, arguments
+
+    def __reduce__(self):
+        self.fn()
+        return self.unpickle
+
+
+def enter(entered, argument, progress):
+    """Leaves the file `entered` behind, and notices that it is cancelled."""
+    Path(entered).touch()
+    progress.update(3)
+    return "not noticed"
+
+
+def assert_never_entered(future, entered):
+    with pytest.raises(CancelledError):
+        future.result(DEADLINE)
+    assert future.state == {"n": 0, "total": None, "status": "cancelled"}
+    assert not entered.exists()
+
+
+@pytest.fixture
+def entered(tmp_path):
+    return tmp_path / "entered"
+
+
+@pytest.fixture(params=START_METHODS)
+def worker(request):
+    """A pool of one process."""
+    with make_executor(request.param, 1) as executor:
+        yield executor
+
+
+def test_a_task_that_is_cancelled_while_it_is_pickled_is_never_entered(worker, entered):
+    submitted = threading.Event()
+
+    def cancel():
+        submitted.wait(DEADLINE)
+        assert future.cancel()
+
+    future = worker.submit(enter, str(entered), Pickled(cancel))
+    submitted.set()
+    assert_never_entered(future, entered)
+    assert worker.submit(jobs.count, 3).result() == 3
+
+
+def test_a_task_that_is_cancelled_between_pickling_and_start_is_never_entered(worker, entered, gate):
+    blocker = worker.submit(jobs.step_until, gate)
+    until(lambda: blocker.state["n"])
+    future = worker.submit(enter, str(entered), None)
+    until(lambda: future._task.slot is not None)  # in which it is written for the worker that it is cancelled
+    assert future.state["status"] == "pending"
+    assert future.cancel()
+    assert future.cancel()
+    assert not future.done()
+    open_gate(gate)
+    assert_never_entered(future, entered)
+
+
+def test_a_task_that_is_cancelled_while_it_is_unpickled_stops_at_its_first_step(worker, entered, gate):
+    begun = entered.with_name("begun")
+    future = worker.submit(enter, str(entered), Pickled(unpickle=jobs.note_and_wait_for, arguments=(str(begun), gate)))
+    until(begun.exists)  # the state says so a moment before
+    assert future.cancel()
+    assert future.running()
+    open_gate(gate)
+    with pytest.raises(CancelledError):
+        future.result(DEADLINE)
+    assert entered.exists()
+    assert future.state == {"n": 3, "total": None, "status": "cancelled"}
+
+
+def give_back(returned, gate, progress):
+    """A value that takes its time to be pickled."""
+    progress.update(3)
+    return Pickled(lambda: (Path(returned).touch(), jobs.wait_for(gate)), str, ("kept",))
+
+
+def test_a_value_that_is_on_its_way_to_the_caller_is_kept_though_its_task_is_cancelled(worker, tmp_path, gate):
+    returned = tmp_path / "returned"
+    future = worker.submit(give_back, str(returned), gate)
+    until(returned.exists)
+    assert future.cancel()
+    open_gate(gate)
+    assert future.result(DEADLINE) == "kept"
+    assert not future.cancel()
+    assert future.state == {"n": 3, "total": None, "status": "done"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_value_that_has_arrived_is_kept_though_its_task_is_cancelled(kind, gate):
+    with make_executor(kind) as executor:
+        future = executor.submit(jobs.wait_for, gate)
+        set_result = future.set_result
+
+        def cancel_and_set(value):
+            assert future.cancel()
+            set_result(value)
+
+        future.set_result = cancel_and_set
+        open_gate(gate)
+        assert future.result(DEADLINE) == "waited"
+        assert future.cancel_requested()
+        assert not future.cancel()
+        assert future.state["status"] == "done"
+
+
+@pytest.mark.parametrize("kind", [*LOCAL, "forkserver", "spawn"])
+def test_cancel_from_many_threads_at_every_moment_ends_in_one_state(kind):
+    with make_executor(kind, 4) as executor, ThreadPoolProgressExecutor(4) as cancellers:
+        for round_ in range(300):
+            futures = [executor.submit(jobs.count, round_ * 10) for _ in range(4)]
+            asked = list(cancellers.map(lambda future: future.cancel(), futures * 2))
+            concurrent.futures.wait(futures)
+            for i, future in enumerate(futures):
+                if future.cancelled():
+                    assert asked[i] or asked[i + 4]
+                    assert future.state["status"] == "cancelled"
+                else:
+                    assert future.result() == round_ * 10
+                    assert future.state == {"n": round_ * 10, "total": round_ * 10, "status": "done"}
 
 
 def test_a_task_that_is_cancelled_in_its_last_step_is_cancelled_though_all_is_counted(local_pool, gate):

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from . import jobs
-from .conftest import open_gate, until
+from .conftest import CONCURRENT, DEADLINE, make_executor, open_gate, until
 
 
 def loop_factories():
@@ -21,11 +21,16 @@ def loop_factories():
 
 
 @pytest.fixture(params=loop_factories())
-def run(request):
+def new_event_loop(request):
+    return request.param
+
+
+@pytest.fixture
+def run(new_event_loop):
     """asyncio.run, with each kind of loop."""
 
     def run(coroutine):
-        with asyncio.Runner(loop_factory=request.param) as runner:
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
             return runner.run(coroutine)
 
     return run
@@ -160,3 +165,42 @@ def test_run_in_executor_is_awaited_and_its_bar_is_closed(run, executor):
     del executor.submit
     executor.submit(jobs.count, 1).result()  # whoever waits next
     assert closed == [(7, 7)]
+
+
+@pytest.mark.parametrize("then", ["another loop awaits it", "a thread waits for it", "the executor is left"])
+@pytest.mark.parametrize("kind", CONCURRENT)
+def test_a_loop_that_is_closed_with_tasks_running_takes_nothing_along(kind, then, new_event_loop, run, gate):
+    with make_executor(kind) as executor:
+        future, other = executor.submit(jobs.step_until, gate), executor.submit(jobs.step_until, gate)
+        states, states_of_other = watch(future), watch(other)
+
+        async def until_told():
+            while not (states and states_of_other):
+                await asyncio.sleep(0.001)
+
+        loop = new_event_loop()
+        tasks = [loop.create_task(future.check_for_progress()), loop.create_task(other)]
+        loop.run_until_complete(until_told())
+        loop.close()
+        for task in tasks:
+            task._log_destroy_pending = False  # it never ends
+        assert not future.cancel_requested()
+        before, told = future.state["n"], len(states)
+        until(lambda: future.state["n"] > before)
+        assert len(states) == told
+        open_gate(gate)
+        if then == "another loop awaits it":
+
+            async def main():
+                return await future, await other
+
+            assert all(run(main()))
+        elif then == "a thread waits for it":
+            assert future.result(DEADLINE)
+            assert other.result(DEADLINE)
+        else:
+            executor.shutdown()
+        for each, told in (future, states), (other, states_of_other):
+            assert told[-1] == each.state
+            assert [state["status"] for state in told].count("done") == 1
+            assert each.state == {"n": each.result(), "total": None, "status": "done"}

@@ -1,21 +1,25 @@
 """Process pools: slots, workers that are killed or outlive their caller, and nothing left behind."""
 
 import concurrent.futures
+import contextlib
 import errno
 import gc
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from multiprocessing import resource_tracker
 
 import pytest
 
 from progress_executor import ProcessPoolProgressExecutor
+from progress_executor.executors import process
 
 from . import jobs
 from .conftest import DEADLINE, SHM, START_METHODS, make_executor, needs_shm, open_gate, segments, session, until
@@ -146,6 +150,20 @@ def test_late_updates_of_a_tasks_threads_do_not_touch_the_next_task():
             future = executor.submit(jobs.count, 100)
             future.result()
             assert future.state == {"n": 100, "total": 100, "status": "done"}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.parametrize("method", START_METHODS)
+def test_a_forked_child_of_a_task_writes_neither_into_its_state_nor_into_the_next_tasks(method, tmp_path, gate):
+    with make_executor(method, 1) as executor:
+        future = executor.submit(jobs.leave_a_child_writing, str(tmp_path / "written"), gate)
+        future.result()
+        assert future.state == {"n": 42, "total": None, "status": "done"}
+        for _ in range(executor._arena._size + 1):
+            following = executor.submit(jobs.count_slowly, 5, 0.001)
+            following.result()
+            assert following.state == {"n": 5, "total": 5, "status": "done"}
+        open_gate(gate)
 
 
 def leave_a_thread_counting(progress):
@@ -286,7 +304,8 @@ def test_a_full_dev_shm_does_not_kill_the_caller():
     if "unshare" in result.stderr or "mount" in result.stderr:
         pytest.skip("this user may not mount anything")
     assert result.returncode == 1
-    assert "Error" in result.stderr
+    error = result.stderr.splitlines()[-1]
+    assert re.fullmatch(r"OSError: \[Errno 28\] no .*\(.*/dev/shm on Linux\): No space left on device", error)
 
 
 def test_workers_that_end_after_their_number_of_tasks_are_always_replaced():
@@ -294,6 +313,58 @@ def test_workers_that_end_after_their_number_of_tasks_are_always_replaced():
     with ProcessPoolProgressExecutor(2, context, max_tasks_per_child=3) as executor:
         futures = [executor.submit(jobs.add, n) for n in range(12)]
         assert [future.result(timeout=60) for future in futures] == list(range(1, 13))
+
+
+def test_a_worker_may_start_while_the_rest_of_a_result_is_on_its_way():
+    """`submit` starts it, in another thread, while the manager thread asks all for their sentinels."""
+    reader, writer = multiprocessing.Pipe(duplex=False)
+    pipes = [multiprocessing.Pipe(duplex=False) for _ in range(2)]  # of workers that live
+    workers = {}
+    result = bytes(range(256)) * 1000
+    sent = len(result).to_bytes(4, "big") + result
+
+    class Worker:
+        def __init__(self, number):
+            self.number = number
+
+        @property
+        def sentinel(self):
+            if len(workers) == 1:
+                workers[1] = Worker(1)
+                threading.Thread(target=write_rest).start()
+            return pipes[self.number][0].fileno()
+
+    def write_rest():
+        with writer, open(writer.fileno(), "wb", closefd=False) as file:
+            file.write(sent[1:])
+
+    workers[0] = Worker(0)
+    process._ResultReader.adopt(reader, workers)
+    os.write(writer.fileno(), sent[:1])
+    with contextlib.ExitStack() as stack:
+        for connection in (reader, *pipes[0], *pipes[1]):
+            stack.enter_context(connection)
+        assert reader.recv_bytes() == result
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_a_worker_may_end_while_submit_starts_another(method, monkeypatch):
+    """The manager thread forgets it, while `submit` notes all that there are."""
+
+    class Forgetting(weakref.WeakSet):
+        def add(self, worker):
+            super().add(worker)
+            if len(executor._processes) == 2:
+                forgotten.update([executor._processes.popitem()])
+
+    forgotten = {}
+    monkeypatch.setattr(process, "_workers", Forgetting())
+    with make_executor(method) as executor:
+        try:
+            futures = [executor.submit(jobs.add, n) for n in range(2)]
+        finally:
+            executor._processes.update(forgotten)
+        assert [future.result() for future in futures] == [1, 2]
 
 
 def test_a_task_may_fork():
@@ -338,6 +409,10 @@ if __name__ == "__main__":
 """
 
 
+EXITING = re.compile(r"Exception ignored (on threading shutdown|in atexit callback|in: <module 'threading')")
+"""How CPython begins to tell, in each version, what interrupted it after the program's own end."""
+
+
 @pytest.mark.parametrize("presses", [1, 2])
 @pytest.mark.parametrize("delay", [0.0, 0.01, 0.03, 0.1, 0.3])
 @pytest.mark.parametrize(
@@ -360,6 +435,13 @@ def test_ctrl_c_at_any_moment_of_starting_and_submitting_ends_the_pool(method, t
         finally:
             caller.kill()
     assert "KeyboardInterrupt" in errors
+    if presses == 1:
+        assert errors.startswith("Traceback")
+        assert errors.endswith("\nKeyboardInterrupt\n")
+        assert errors.count("Traceback") == 1
+    else:  # the second may meet the interpreter as it prints the first one's traceback ("lost sys.stderr"), or as it exits
+        errors = EXITING.sub("", errors)
+    assert not re.search(r"Exception ignored|Process \w+-\d+:|in _bootstrap|spawn_main|_process_worker", errors)
     until(lambda: not session(caller.pid), "the end of all processes")
     assert not segments(caller.pid)
 

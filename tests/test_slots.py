@@ -18,16 +18,26 @@ from progress_executor._speedups._layout import (
     CALLER_BYTE,
     CANCEL,
     FLOAT,
+    FRAME_SIZE,
+    HEARD,
+    MESSAGE_BYTE,
+    MESSAGE_LENGTH_BYTE,
+    MESSAGE_SIZE,
     MODE_BYTE,
     N_KIND_BYTE,
     NONE,
     NUMBER_SIZE,
+    PART_BYTE,
+    RECORD_END,
+    RING_BYTE,
+    SAID,
     SEQUENCE,
     SLOT_SIZE,
     STARTED_AT,
     STATUS_BYTE,
     STATUS_LENGTH_BYTE,
     STATUS_SIZE,
+    STOOD,
     TOTAL,
     TOTAL_KIND_BYTE,
     N,
@@ -38,38 +48,15 @@ from progress_executor.executors.process import _end_with_caller
 from progress_executor.slots import EMPTY, Slot
 from progress_executor.tasks import Task
 
-from .conftest import DEADLINE, until
+from .conftest import DEADLINE, IMPLEMENTATIONS, until
 
-IMPLEMENTATIONS = {
-    "python": "progress_executor._speedups._updater",
-    "cython": "progress_executor._speedups._updater_c",
-}
 PENDING = {"n": 0, "total": None, "status": "pending"}
 
 
-@pytest.fixture(params=IMPLEMENTATIONS)
-def module(request):
+@pytest.fixture
+def module(updater):
     """The name of the module that has `Updater`, in each form."""
-    name = IMPLEMENTATIONS[request.param]
-    try:
-        importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if request.param == "python" or error.name != name:
-            raise
-        pytest.skip("the compiled form, _updater_c, was not built")
-    return name
-
-
-@pytest.fixture
-def updater(module):
-    return importlib.import_module(module).Updater
-
-
-@pytest.fixture
-def slot():
-    slot = Slot()
-    slot.start(time.time())
-    return slot
+    return updater.__module__
 
 
 @pytest.fixture
@@ -84,8 +71,11 @@ def switching():
 def test_the_layout_has_room_for_all_its_fields():
     assert 8 * N + NUMBER_SIZE <= 8 * TOTAL
     assert 8 * TOTAL + NUMBER_SIZE <= STATUS_BYTE
-    assert STATUS_BYTE + STATUS_SIZE <= SLOT_SIZE
-    assert SLOT_SIZE % 64 == 0
+    assert STATUS_BYTE + STATUS_SIZE <= 8 * STARTED_AT
+    assert 8 * STARTED_AT + 8 <= RECORD_END < 8 * STOOD + 8 <= MESSAGE_LENGTH_BYTE < MESSAGE_BYTE
+    assert MESSAGE_BYTE + MESSAGE_SIZE <= SLOT_SIZE
+    assert MESSAGE_SIZE < 256  # its length is a byte
+    assert RECORD_END % 64 == SLOT_SIZE % 64 == 0
     assert len(EMPTY) == SLOT_SIZE
 
 
@@ -206,16 +196,17 @@ kinds = st.integers(0, 4)
 
 @settings(deadline=None, max_examples=150, database=None)
 @given(
-    content=st.binary(min_size=SLOT_SIZE, max_size=SLOT_SIZE),
+    content=st.binary(min_size=RING_BYTE, max_size=RING_BYTE),  # `test_log.py` sees to what lies behind
     fields=st.none() | st.tuples(kinds, kinds, st.integers(0, STATUS_SIZE + 1), st.binary(max_size=STATUS_SIZE)),
 )
 def test_any_bytes_give_a_valid_state(content, fields):
-    slot = Slot(bytearray(content))
+    slot = Slot(bytearray(content.ljust(SLOT_SIZE, b"?")))
     if fields is not None:
         n_kind, total_kind, length, text = fields
         slot.start(time.time())
         slot.buffer[8 * SEQUENCE] &= 0xFE
         slot.buffer[N_KIND_BYTE], slot.buffer[TOTAL_KIND_BYTE] = n_kind, total_kind
+        slot.buffer[PART_BYTE] %= 4
         slot.buffer[STATUS_LENGTH_BYTE : STATUS_LENGTH_BYTE + 2] = length.to_bytes(2, "little")
         slot.buffer[STATUS_BYTE : STATUS_BYTE + len(text)] = text
     check_validity(slot.snapshot())
@@ -235,7 +226,7 @@ def test_numbers_that_no_updater_writes_are_not_shown(slot, updater, word, value
 def test_a_status_longer_than_its_room_is_not_shown(slot, updater):
     updater(slot.buffer)._write(1, 2, "x")
     before = slot.snapshot()
-    slot.buffer[STATUS_BYTE:] = b"y" * (SLOT_SIZE - STATUS_BYTE)
+    slot.buffer[STATUS_BYTE : STATUS_BYTE + STATUS_SIZE + 1] = b"y" * (STATUS_SIZE + 1)
     slot.buffer[STATUS_LENGTH_BYTE : STATUS_LENGTH_BYTE + 2] = (STATUS_SIZE + 1).to_bytes(2, "little")
     slot.buffer.cast("q")[SEQUENCE] += 2
     assert slot.snapshot() == before
@@ -336,7 +327,31 @@ def test_the_reader_has_a_fence_before_and_behind_what_it_reads(slot, monkeypatc
     monkeypatch.setattr(slots, "fence", lambda: seen.append("fence"))
     slot._words = Words(slot._words)
     slot.snapshot()
-    assert seen == [SEQUENCE, "fence", N, "fence", SEQUENCE]
+    assert [step for step in seen if step != SAID] == [SEQUENCE, "fence", N, "fence", SEQUENCE]
+
+
+def test_the_writer_of_a_text_has_a_fence_before_it_tells_that_it_is_there(slot, module, monkeypatch):
+    writer = importlib.import_module(module)
+    seen = []
+    at = RING_BYTE + FRAME_SIZE
+    monkeypatch.setattr(writer, "fence", lambda: seen.append((slot._words[SAID], bytes(slot.buffer[at : at + 4]))))
+    writer.Updater(slot.buffer).log("text")
+    assert seen[0] == (0, b"text")
+    assert slot._words[SAID] == FRAME_SIZE + 4
+
+
+def test_the_reader_of_a_text_has_a_fence_before_it_reads_it_and_before_it_makes_room(slot, updater, monkeypatch):
+    updater(slot.buffer).log("text")
+    seen = []
+
+    def fence():
+        seen.append(slot._words[HEARD])
+        slot.buffer[RING_BYTE + FRAME_SIZE] = ord("n" if len(seen) == 1 else "?")
+
+    monkeypatch.setattr(slots, "fence", fence)
+    assert slot.take() == ["next"]
+    assert seen == [0, 0]
+    assert slot._words[HEARD] == FRAME_SIZE + 4
 
 
 def test_who_cancels_and_who_starts_have_a_fence_before_they_look_at_the_other(slot, monkeypatch):

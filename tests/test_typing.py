@@ -55,8 +55,13 @@ def test_the_sample_program_is_well_typed(empty_folder):
         "text: str = next(Updater()([1, 2]))",
         "list(Updater()(3))",
         "Updater().update('x')",
+        "Updater().sub('x')",
+        "Updater().log(3)",
         "executor.submit(count, 3).add_progress_callback(count)",
+        "executor.submit(count, 3).add_log_callback(count)",
         "executor.submit(count, 3).add_tqdm_callback(triggers=['later'])",
+        "text: str = next(executor.submit(count, 3).states())",
+        "executor.submit(count, 3).set_deadline('1')",
     ],
 )
 @mypy_needed

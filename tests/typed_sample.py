@@ -17,6 +17,7 @@ from progress_executor import (
     SyncProgressExecutor,
     ThreadPoolProgressExecutor,
     Updater,
+    current_progress,
 )
 
 assert_type(IMPLEMENTATION, Literal["cython", "python"])
@@ -58,6 +59,11 @@ def every_call(progress: Updater) -> None:
     progress.reset(total=20)
     progress.refresh()
     progress.check()
+    assert_type(progress.log("halfway"), None)
+    assert_type(current_progress(), Updater)
+    with progress.sub(3) as part:
+        assert_type(part, Updater)
+        assert_type(part.sub(Fraction(1, 2), total=2.5), Updater)
     with progress as same:
         assert_type(same, Updater)
     progress.close()
@@ -90,16 +96,26 @@ def every_method(executor: ProgressExecutor) -> None:
     assert_type(future, ProgressFuture[int])
     future.add_progress_callback(changed)
     future.remove_progress_callback(changed)
+    future.add_log_callback(print)
+    future.remove_log_callback(print)
     future.add_tqdm_callback(Bar)
     future.add_tqdm_callback(Bar, {"desc": "three"}, ["now", "running"])
     future.add_tqdm_callback(Bar, init_kwargs={"desc": "three"}, triggers={"cancelled"})
     future.add_tqdm_callback(Bar, trigger=("running",))
     assert_type(future.state, ProgressState)
+    for state in future.states():
+        assert_type(state, ProgressState)
+    assert_type(next(future.states(interval=1)), ProgressState)
     assert_type(future.result(), int)
     assert_type(future.result(timeout=1), int)
     assert_type(future.exception(), BaseException | None)
     assert_type(future.cancel_requested(), bool)
     assert_type(future.cancel(), bool)
+    assert_type(future.cancel("not needed"), bool)
+    assert_type(future.paused, bool)
+    assert_type(future.set_deadline(60), None)
+    future.set_deadline(timeout=60, stall=0.5)
+    future.set_deadline(None, None)
     assert_type(future.running(), bool)
     assert_type(future.done(), bool)
 
@@ -123,6 +139,10 @@ async def awaited(executor: ProgressExecutor) -> None:
     assert_type(await executor.submit(count, 3), int)
     assert_type(await executor.submit(count, 3).check_for_progress(), int)
     assert_type(await executor.submit(count, 3).check_for_progress(interval=0.5), int)
+    async for state in executor.submit(count, 3).states():
+        assert_type(state, ProgressState)
+    async for of_group in ProgressGroup([executor.submit(count, 3)]).states(interval=0.5):
+        assert_type(of_group, GroupState)
     assert_type(await asyncio.wrap_future(executor.submit(count, 3)), int)
     assert_type(await asyncio.get_running_loop().run_in_executor(executor, text, 3), str)
     async with asyncio.TaskGroup() as group:
@@ -168,8 +188,17 @@ def main() -> None:
         group.add_tqdm_callback(init_kwargs={"disable": True})
         assert_type(group.result(timeout=60), list[int])
         assert_type(group.state, GroupState)
+        for state in group.states(0.5):
+            assert_type(state, GroupState)
         assert_type(group.state["cancelled"], int)
         assert_type(group.cancel(), bool)
+        assert_type(group.cancel(msg="not needed"), bool)
+        assert_type(group.pause(), bool)
+        group.add_log_callback(print)
+        assert_type(group.resume(), bool)
+        assert_type(group.paused, bool)
+        assert_type(group.futures[0].pause(), bool)
+        assert_type(group.futures[0].resume(), bool)
         assert_type(group.done(), bool)
         assert_type(group.futures, tuple[ProgressFuture[int], ...])
     asyncio.run(left_without_blocking())

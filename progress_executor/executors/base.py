@@ -6,23 +6,41 @@ import sys
 import threading
 import weakref
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from time import sleep
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
 from ..delivery import Board, logger
 from ..futures import ProgressFuture
-from ..interrupts import SigintDeferred
+from ..interrupts import SigintDeferred, call_each
 from ..tasks import Call
 
 T = TypeVar("T")
 
 executors_to_leave: "weakref.WeakSet[ProgressExecutor]" = weakref.WeakSet()
 """The pools, which at exit wait for their tasks."""
+
+_executors: "weakref.WeakSet[ProgressExecutor]" = weakref.WeakSet()
+"""All of this process."""
+
+
+def _disown_executors() -> None:
+    """In a forked child: neither threads nor workers would ever run a task, and another thread may have held a lock."""
+    for executor in _executors:
+        executor._enqueue = _refuse  # type: ignore[method-assign]  # here and not in `submit`, which need not ask each time
+        executor._board.lock = threading.RLock()  # for whoever asks for the state of a task
+    _executors.clear()
+    executors_to_leave.clear()
+
+
+def _refuse(call: Call) -> NoReturn:
+    raise RuntimeError("a forked process cannot submit to an executor of its parent: make one here")
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=executors_to_leave.clear)  # they are the parent's
+    os.register_at_fork(after_in_child=_disown_executors)
 
 
 class ProgressExecutor(Executor):
@@ -39,11 +57,12 @@ class ProgressExecutor(Executor):
         self._leaving = threading.RLock()
         self._inside: int | None = None  # the thread that is in the executor's `with` block
         self._owner = os.getpid()
+        _executors.add(self)
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> ProgressFuture[T]:
         """Have `fn(*args, **kwargs)` run.
 
-        TypeError if `fn` is not callable, RuntimeError after `shutdown`.
+        TypeError if `fn` is not callable, RuntimeError after `shutdown` and in a process forked since.
         """
         if not callable(fn):
             raise TypeError(f"submit() takes a callable, not {type(fn).__name__}")
@@ -60,23 +79,23 @@ class ProgressExecutor(Executor):
         """
         if self._owner != os.getpid():
             return
-        if cancel_futures:
-            self._cancel_pending()
         if not wait:
             with self._leaving:
                 self._shut_down(wait=False)
-            return
-        try:
+            interrupts = self._cancel_pending() if cancel_futures else []
+        else:
             try:
-                self._leave()
-            except (KeyboardInterrupt, SystemExit) as error:  # the latter of a callback: the others are still to be told
-                if isinstance(error, KeyboardInterrupt):
-                    self._cancel_all()
-                self._leave()
+                try:
+                    interrupts = self._cancel_pending() if cancel_futures else []
+                    self._leave()
+                except (KeyboardInterrupt, SystemExit) as error:  # the latter of a callback: the others are still to be told
+                    interrupts = (self._cancel_all() if isinstance(error, KeyboardInterrupt) else []) or [error]
+                    self._leave()
+            except KeyboardInterrupt:
+                self._give_up()
                 raise
-        except KeyboardInterrupt:
-            self._give_up()
-            raise
+        if interrupts:
+            raise interrupts.pop()
 
     @abstractmethod
     def _shut_down(self, wait: bool) -> None:
@@ -87,8 +106,8 @@ class ProgressExecutor(Executor):
         """Take no more tasks, and say whether all have ended."""
 
     @abstractmethod
-    def _cancel_pending(self) -> None:
-        """Cancel what is not running."""
+    def _pending(self) -> Iterable[Callable[[], object]]:
+        """What cancels each of the tasks that are not running."""
 
     def _leave(self) -> None:
         for pause in _pauses():
@@ -113,14 +132,23 @@ class ProgressExecutor(Executor):
             self._cancel_all()
             self._board.close_bars()
 
-    def _cancel_all(self) -> None:
+    def _cancel_pending(self) -> list[BaseException]:
+        """Cancel what is not running; returns the last interrupt of a done callback, to be raised when all have ended.
+
+        Ctrl-C itself is raised here: a second one does not wait.
+        """
+        with SigintDeferred():
+            return call_each(self._pending())
+
+    def _cancel_all(self) -> list[BaseException]:
+        """Ask all tasks to stop; otherwise like `_cancel_pending`."""
         with SigintDeferred():
             with self._board.lock:
                 self._board.cancelling = True
                 running = self._board.running.copy()
             for task in running:
                 task.request_cancel()
-            self._cancel_pending()
+            return self._cancel_pending()
 
     def __enter__(self) -> Self:
         self._inside = threading.get_ident()
@@ -135,14 +163,15 @@ class ProgressExecutor(Executor):
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:  # nothing before it: a second Ctrl-C is often close behind the first
-            if _is_interrupt(exc_type) and self._owner == os.getpid():
-                self._cancel_all()
+            interrupts = self._cancel_all() if _is_interrupt(exc_type) and self._owner == os.getpid() else []
             self.shutdown(wait=True)
         except KeyboardInterrupt:
             self._give_up()
             raise
         finally:
             self._inside = None
+        if interrupts:
+            raise interrupts.pop()
 
     async def __aenter__(self) -> Self:
         self._inside = threading.get_ident()
@@ -154,21 +183,20 @@ class ProgressExecutor(Executor):
         if self._owner != os.getpid():
             return
         try:
-            if _is_interrupt(exc_type):
-                self._cancel_all()
-            cancelled = await self._leave_in_loop()
+            interrupts = self._cancel_all() if _is_interrupt(exc_type) else []
+            interrupts = await self._leave_in_loop() or interrupts
             self._board.pump(everyone=True)
         except KeyboardInterrupt:
             self._give_up()
             raise
         finally:
             self._inside = None
-        if cancelled is not None:
-            raise cancelled
+        if interrupts:
+            raise interrupts.pop()
 
-    async def _leave_in_loop(self) -> asyncio.CancelledError | None:
-        """Like `_leave`, but for an event loop; cancels all tasks if it is cancelled itself, and returns that."""
-        cancelled = None
+    async def _leave_in_loop(self) -> list[BaseException]:
+        """Like `_leave`, but for an event loop; if cancelled itself, it cancels all tasks; returns what to raise then."""
+        interrupts: list[BaseException] = []
         for pause in _pauses():
             if self._try_to_end():
                 break
@@ -176,9 +204,8 @@ class ProgressExecutor(Executor):
             try:
                 await asyncio.sleep(pause)
             except asyncio.CancelledError as error:
-                cancelled = error
-                self._cancel_all()
-        return cancelled
+                interrupts = self._cancel_all() or interrupts or [error]
+        return interrupts
 
 
 def _pauses() -> Iterator[float]:

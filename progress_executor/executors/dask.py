@@ -2,6 +2,14 @@
 
 A task's life is Dask's: it is queued, run, lost and run again as Dask does. Only cancelling goes past it, for Dask would
 throw away what a task returns all the same: the workers are asked themselves, and say which of them has the task.
+
+Who does what:
+
+| thread | |
+|---|---|
+| the caller's | submits; notes what is to stop, or to stand still, and has the client's event loop see to it |
+| the client's event loop | hears events, follows Dask's futures, gathers outcomes, asks workers; ends by `_end_later` |
+| the executor's own | `_end_safely`, by a task's `end_with`, `end_cancelled`, `end_failed`: done callbacks, then `_forget` |
 """
 
 import asyncio
@@ -14,9 +22,9 @@ import threading
 import uuid
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from time import time
+from time import monotonic, time
 from typing import Any
 
 try:
@@ -26,11 +34,13 @@ except ImportError as error:
     raise ImportError("DaskProgressExecutor needs Dask's distributed: install progress-executor[dask]") from error
 
 from .. import __version__
-from ..delivery import INTERVAL, Board, logger
-from ..futures import ProgressFuture
-from ..state import CANCELLED, DONE, RUNNING, ProgressState
+from ..delivery import INTERVAL, KEPT, Board, Feed, logger
+from ..futures import ProgressFuture, check_message
+from ..interrupts import SigintDeferred
+from ..state import CANCELLED, DONE, PAUSED, RUNNING, ProgressState
 from ..tasks import Call, Task, takes_progress
 from .base import ProgressExecutor, executors_to_leave, leave_all
+from .relay import News, Outcome, Packed
 
 OPTIONS = frozenset({"workers", "resources", "retries", "priority", "key", "allow_other_workers", "fifo_timeout"})
 """What `distributed.Client.submit` takes beside the function and its arguments."""
@@ -53,10 +63,41 @@ def local_client(**cluster: Any) -> "distributed.Client":
 
 
 class _RemoteSlot:
-    """What is known here of a slot on a worker; takes the place of a `Slot`."""
+    """What is known here of a slot on a worker; takes the place of a `Slot`, but the executor tells the worker itself."""
 
     def __init__(self) -> None:
         self.state = ProgressState(n=0, total=None, status=RUNNING)
+        self.pulse = 0
+        self._texts: deque[str] = deque(maxlen=KEPT)  # the worker does not know that nobody delivers
+        self._stood = 0.0
+        self._stands_since: float | None = None
+
+    def hear(self, state: ProgressState, stands: bool, stood: float, texts: list[str]) -> None:
+        """Take over what the worker tells: the state, whether the task stands still, for how long it did, what it says."""
+        self._texts += texts
+        self.state, self._stood, self._stands_since = state, stood, monotonic() if stands else None
+        self.pulse += 1
+
+    @property
+    def stood(self) -> float:
+        return self._stood + (0.0 if self._stands_since is None else monotonic() - self._stands_since)
+
+    def cancel(self, reason: str | None) -> None: ...
+
+    def pause(self, paused: bool) -> None: ...
+
+    def listen(self, listens: bool = True) -> None: ...
+
+    @property
+    def unheard(self) -> bool:
+        return bool(self._texts)
+
+    spoke = unheard
+
+    def take(self, last: bool = False) -> list[str]:
+        texts = list(self._texts)
+        self._texts.clear()
+        return texts
 
     def snapshot(self, tries: int = 1) -> ProgressState:
         return self.state.copy()
@@ -65,46 +106,65 @@ class _RemoteSlot:
 class DaskTask(Task):
     """A task on a cluster."""
 
-    dask_future: "distributed.Future[bytes] | None" = None  # until it has ended: while it lives, Dask keeps the task
+    dask_future: "distributed.Future[Packed] | None" = None  # until it has ended: while it lives, Dask keeps the task
     future: "ProgressFuture[Any] | None" = None  # likewise: it is a cycle
     connection: object = None  # the one over which it was submitted
-    lost = False  # whether no worker had it when they were asked last
 
     def __init__(self, board: Board, call: Call, executor: "DaskProgressExecutor", number: int) -> None:
         super().__init__(board, call)
         self.executor = executor
         self.number = number
         self._run_id = -1
+        self._speaks = False  # and its worker does not know that somebody listens
 
     @property
     def lazy(self) -> bool:  # type: ignore[override]
-        """Whether who waits is where it is ended: `run_here` does not run it, but tells them."""
+        """Whether who waits would block what ends it.
+
+        Reused, as whoever waits looks at it: `run_here` does not run anything, but raises a RuntimeError.
+        """
         return bool(self.executor._in_ending_thread() or self.executor.client.asynchronous)
 
     def run_here(self) -> None:
         self.executor._may_block()
 
-    def request_cancel(self) -> bool:
-        if self.finished:
-            return False
-        self.cancel_requested = True
-        self.executor._stop(self.number)
-        return True
+    def request_cancel(self, reason: str | None = None) -> bool:
+        asked = super().request_cancel(reason)
+        if asked:
+            self.executor._stop(self)
+        return asked
 
-    def hear(self, run_id: int, seconds: float, state: ProgressState) -> None:
-        """It has been running for so many `seconds`; in its attempt `run_id`, the highest of which counts."""
+    def pause(self, paused: bool) -> bool:
+        asked = super().pause(paused)
+        if asked:
+            self.executor._instruct(self)
+        return asked
+
+    def listen(self, feed: Feed) -> None:
+        super().listen(feed)
+        if self._speaks:
+            self.executor._instruct(self)
+
+    def hear(self, news: News) -> None:
+        """Of its attempts the highest counts."""
         with self.board.lock:  # in the other thread it may be ending just now
-            if self.finished or run_id < self._run_id:
+            if self.finished or news.run_id < self._run_id:
                 return
-            if run_id > self._run_id:
-                self._run_id = run_id
-                self._begin(time() - seconds)
-            self.slot.state = state  # type: ignore[union-attr]
+            if news.run_id > self._run_id:
+                self._run_id = news.run_id
+                self._begin(time() - news.seconds)
+            state = ProgressState(n=news.n, total=news.total, status=news.status)
+            self.slot.hear(state, news.paused and news.status == PAUSED, news.stood, news.texts or [])  # type: ignore[union-attr]
+            self._speaks = news.texts is None
+            to_be_heard = self._speaks and bool(self.outlets)
+        if to_be_heard or news.paused != self.paused:  # it may not have been there yet when the workers were told
+            self.executor._instruct(self)
 
     def _begin(self, now: float) -> None:
+        self.pass_on()  # what an earlier attempt has said
         again, self.started_at = self.started_at is not None, now
         if not self.start(_RemoteSlot(), None):  # type: ignore[arg-type]
-            self.executor._stop(self.number)  # where it runs now they may not have been asked
+            self.executor._stop(self)  # all were to stop, and it came too late to be one of them
         if not again and self.future is not None:
             self.future.set_running_or_notify_cancel()
 
@@ -114,39 +174,43 @@ class DaskTask(Task):
 
     # What follows is called in the thread that ends futures.
 
-    def conclude(self, outcome: bytes) -> None:
+    def end_with(self, packed: Packed) -> None:
         """Take over what `relay.run` has returned."""
         if self.finished:  # or what Dask says of a task that nobody runs any more
             return
         try:
-            stream = io.BytesIO(outcome)
-            *identity, ended_as, state = pickle.load(stream)
+            outcome, pickled = packed
+            ended = Outcome(*pickle.loads(outcome))
         except Exception:
-            identity = []
-        if identity != [self.executor._topic, self.number]:
-            self.fail(ValueError("another client has a task with this key: there is its outcome, and none of this one"))
+            ended = None
+        if ended is None or (ended.topic, ended.number) != (self.executor._topic, self.number):
+            self.end_failed(
+                ValueError("another client has a task with this key: there is its outcome, and none of this one")
+            )
             return
-        if self.slot is None:  # a short one, of which no worker has told
-            with self.board.lock:
+        with self.board.lock:
+            if self.slot is None:  # a short one, of which no worker has told
                 self._begin(time())
-        self.slot.state = state  # type: ignore[union-attr]  # but no final status, until `finish` makes it the final state
+            self.slot.hear(ended.state, False, ended.stood, ended.texts)  # type: ignore[union-attr]  # but no final status, until `finish` makes it the final state
         try:
-            value = pickle.load(stream)
+            value = pickle.loads(pickled)
         except Exception as error:
-            self.fail(error)
+            self.end_failed(error)
             return
-        if ended_as == DONE:
+        if ended.ended_as == DONE:
             self._end(lambda future: future.set_result(value))
-        elif ended_as == CANCELLED:
-            self.conclude_cancelled()
+        elif ended.ended_as == CANCELLED:
+            self.end_cancelled()
         else:
-            self.fail(value)
+            if isinstance(value, SystemExit):  # unpickled without its `__init__`, which sets `code`: the exit status
+                SystemExit.__init__(value, *value.args)
+            self.end_failed(value)
 
-    def conclude_cancelled(self) -> None:
+    def end_cancelled(self) -> None:
         self.cancel_requested = True
-        self.fail(asyncio.CancelledError())
+        self.end_failed(asyncio.CancelledError())
 
-    def fail(self, error: BaseException) -> None:
+    def end_failed(self, error: BaseException) -> None:
         self._end(lambda future: future.set_exception(error))
 
     def _end(self, set_outcome: Callable[[Future[Any]], None]) -> None:
@@ -166,10 +230,11 @@ class DaskFuture(ProgressFuture[Any]):
 
     _task: DaskTask
 
-    def cancel(self) -> bool:
+    def cancel(self, msg: str | None = None) -> bool:
+        check_message(msg)
         if self.done():
             return self.cancelled()
-        return self._task.request_cancel() or self._task.snapshot()["status"] == CANCELLED
+        return self._task.request_cancel(msg) or self._task.snapshot()["status"] == CANCELLED
 
 
 class DaskProgressExecutor(ProgressExecutor):
@@ -193,8 +258,11 @@ class DaskProgressExecutor(ProgressExecutor):
         self._connection: object = None
         self._arrived: list[DaskTask] = []
         self._gathering = False
-        self._to_stop: deque[int] = deque()
+        self._fetching: set[asyncio.Task[None]] = set()
+        self._to_stop: deque[DaskTask] = deque()
+        self._to_instruct: deque[DaskTask] = deque()
         self._asking = False
+        self._instructing = False
         self._patience = _PATIENCE[0]
         # Not the client's own thread: in there no done callback could wait for anything of Dask's, and a slow one would
         # have the scheduler take the client for lost.
@@ -225,23 +293,25 @@ class DaskProgressExecutor(ProgressExecutor):
             self.client.sync(asyncio.sleep, 0)  # it is known there until the loop has heard of a release
         if key in self.client.futures:
             raise ValueError(f"there is a task with the key {key!r}, which would share its fate")
-        with self._leaving:
+        with SigintDeferred(), self._leaving:  # a task that is noted and that nobody follows would never end
             if self._closed:
                 raise RuntimeError("cannot schedule new futures after shutdown")
             task.connection = self._listen()
             self._tasks[task.number] = task
             try:
                 task.dask_future = self.client.submit(_RUN, packet, *pickler.futures, key=key, **options)
-            except BaseException:
+            except BaseException as error:
                 del self._tasks[task.number]
+                if isinstance(error, Exception) and not self._is_connected(task.connection):  # closed just now
+                    raise _lost() from error
                 raise
-        self.client.loop.add_callback(self._follow, task)
+            self.client.loop.add_callback(self._follow, task)
         return future
 
     def _listen(self) -> object:
         """Have the workers' events heard; again after the client has lost its connection and found another: that one."""
         connection = self.client.scheduler_comm
-        if connection is None or not self._is_connected(connection):
+        if not self._is_connected(connection):
             raise ConnectionError("the Dask client is not connected")
         if self._connection is not connection:
             self._connection = connection
@@ -249,33 +319,63 @@ class DaskProgressExecutor(ProgressExecutor):
         return connection
 
     def _is_connected(self, connection: object) -> bool:
-        client = self.client
-        return client.status == "running" and client.scheduler_comm is connection
+        return connection is not None and connection is self.client.scheduler_comm and self.client.status == "running"
 
-    def _stop(self, number: int) -> None:
+    def _stop(self, task: DaskTask) -> None:
         """Have the workers asked to stop this task; from any thread."""
-        self._to_stop.append(number)
-        if not self._asking:
-            self._asking = True
-            self.client.loop.add_callback(self._ask)
+        with SigintDeferred():  # else it may pass for asked though nobody asks, for ever
+            self._to_stop.append(task)
+            if not self._asking:
+                self._asking = True
+                self.client.loop.add_callback(self._ask)
+
+    def _instruct(self, task: DaskTask) -> None:
+        """Have the workers told whether this task is to stand still, and whether it is listened to; from any thread."""
+        with SigintDeferred():
+            self._to_instruct.append(task)
+            if not self._instructing:
+                self._instructing = True
+                self.client.loop.add_callback(self._instruct_workers)
 
     # What follows runs in the client's event loop.
 
     def _hear(self, event: tuple[float, bytes]) -> None:
-        for number, run_id, seconds, n, total, status in pickle.loads(event[1]):
-            task = self._tasks.get(number)
+        for news in itertools.starmap(News, pickle.loads(event[1])):
+            task = self._tasks.get(news.number)
             if task is not None:
-                task.hear(run_id, seconds, ProgressState(n=n, total=total, status=status))
+                task.hear(news)
+
+    async def _instruct_workers(self) -> None:
+        """Tell all workers what is to stand still, or listened to; again as long as one of them has not answered.
+
+        A task that begins only then tells that it does, and its worker is told once more.
+        """
+        await asyncio.sleep(_BATCH)
+        self._instructing = False
+        tasks = set()
+        while self._to_instruct:
+            tasks.add(self._to_instruct.popleft())
+        wanted = {task.number: (task.paused, bool(task.outlets)) for task in tasks if not task.finished}
+        try:
+            telling = self.client._run(_INSTRUCT, self._topic, wanted, on_error="return")
+            answers = await asyncio.wait_for(telling, _PATIENCE[1])
+            told = not any(isinstance(answer, Exception) for answer in answers.values())
+        except Exception:
+            told = self.client.status != "running"  # else `_follow` ends them
+        if not told:
+            for task in tasks:
+                if not task.finished:
+                    self.client.loop.call_later(_AGAIN, self._instruct, task)
 
     async def _follow(self, task: DaskTask) -> None:
-        """Wait for Dask to end the task, or for its having been concluded."""
+        """Wait for Dask to end the task, or for its having ended."""
         future: Any = task.dask_future
         if future is None:
             return
         state = future._state
         del future
         if not self._is_connected(task.connection):  # what is submitted meanwhile goes nowhere, and Dask does not tell
-            self._conclude(task, task.fail, _lost())
+            self._end_later(task, task.end_failed, _lost())
             return
         while state.status in ("pending", "lost"):
             await state.wait()
@@ -287,9 +387,9 @@ class DaskProgressExecutor(ProgressExecutor):
                 self._gathering = True
                 self.client.loop.add_callback(self._gather)
         elif state.status == "error":
-            self._conclude(task, task.fail, state.exception.with_traceback(state.traceback))
+            self._end_later(task, task.end_failed, state.exception.with_traceback(state.traceback))
         elif not self._is_connected(task.connection):
-            self._conclude(task, task.fail, _lost())
+            self._end_later(task, task.end_failed, _lost())
         else:  # somebody else has cancelled it, or restarted the cluster
             task.request_cancel()
 
@@ -299,7 +399,10 @@ class DaskProgressExecutor(ProgressExecutor):
             while self._arrived:
                 tasks, self._arrived = self._arrived, []
                 # One that is lost with its worker comes when its task has run again: the others do not wait for that.
-                await asyncio.wait([asyncio.ensure_future(self._fetch(tasks))], timeout=INTERVAL)
+                fetching = asyncio.ensure_future(self._fetch(tasks))
+                self._fetching.add(fetching)  # asyncio itself may forget what it runs
+                fetching.add_done_callback(self._fetching.discard)
+                await asyncio.wait([fetching], timeout=INTERVAL)
         finally:
             self._gathering = False
 
@@ -308,40 +411,38 @@ class DaskProgressExecutor(ProgressExecutor):
         try:
             outcomes = await self.client._gather([future for _, future in there])
         except Exception as error:
-            if len(there) > 1:
-                for task, _ in there:
-                    await self._fetch([task])
+            if len(there) > 1:  # each by itself: one that is lost waits until it has run again
+                await asyncio.gather(*(self._fetch([task]) for task, _ in there))
                 return
             (task, future) = there[0]
             if future.status == "finished" and self.client.status == "running":
-                self._conclude(task, task.fail, error)
+                self._end_later(task, task.end_failed, error)
             else:  # its worker was lost meanwhile, or the client closed
-                del there, future
-                await self._follow(task)
+                self.client.loop.add_callback(self._follow, task)
             return
         for (task, _), outcome in zip(there, outcomes, strict=True):
-            self._conclude(task, task.conclude, outcome)
+            self._end_later(task, task.end_with, outcome)
 
     async def _ask(self) -> None:
-        """Ask all workers to stop what is to be stopped, and conclude what none of them has begun, nor will.
+        """Ask all workers to stop what is to be stopped, and end as cancelled what none of them runs, nor will begin.
 
-        | | Dask has given it up | Dask has not |
-        |---|---|---|
-        | a worker runs it | the worker's relay tells the end when it has stopped: ask again | likewise |
-        | one has run it to its end | cancelled | its outcome is on the way: ask again |
-        | none has it, and none has told of it | cancelled | cancelled: they have noted not to begin it |
-        | none has it, though one has told of it | cancelled | lost with its worker, if so twice: cancelled |
-        | one does not answer | ask again | ask again |
+        | | Dask has given it up | Dask has its end | Dask waits for it |
+        |---|---|---|---|
+        | a worker runs it, or does not answer | ask again | ask again | ask again |
+        | one has run it to its end | cancelled | ask again: its outcome is on the way | ask again: likewise |
+        | none has it, and all have noted not to begin it | cancelled | ask again: likewise | cancelled |
         """
         await asyncio.sleep(_BATCH)
         self._asking = False
-        numbers = set()
+        tasks = {}
         while self._to_stop:
-            numbers.add(self._to_stop.popleft())
-        numbers.intersection_update(self._tasks)
-        if not numbers:
+            task = self._to_stop.popleft()
+            if task.number in self._tasks:
+                tasks[task.number] = task
+        if not tasks:
             return
-        asking = self.client._run(_CANCEL, self._topic, tuple(numbers), on_error="return")
+        reasons = {number: task.reason for number, task in tasks.items()}
+        asking = self.client._run(_CANCEL, self._topic, reasons, on_error="return")
         try:
             answers = await asyncio.wait_for(asking, self._patience)
         except Exception as error:
@@ -349,37 +450,34 @@ class DaskProgressExecutor(ProgressExecutor):
             if isinstance(error, TimeoutError):
                 self._patience = min(2 * self._patience, _PATIENCE[1])
             if self.client.status == "running":  # else `_follow` ends them
-                self._stop_later(numbers)
+                self._stop_later(tasks.values())
             return
         self._patience = _PATIENCE[0]
         answered = [answer for answer in answers.values() if not isinstance(answer, Exception)]
         running = {number for answer in answered for number in answer[0]}
         ended = {number for answer in answered for number in answer[1]}
         silent = any(isinstance(answer, OSError) for answer in answers.values())
-        for number in tuple(numbers):
-            task = self._tasks.get(number)
-            if task is None:
-                numbers.discard(number)
-                continue
+        again = []
+        for number, task in tasks.items():
             future = task.dask_future
-            given_up = future is not None and future.status == "cancelled"
-            nowhere = not silent and number not in running and (given_up or number not in ended)
-            if nowhere and (given_up or task.lost or task.slot is None):
-                numbers.discard(number)
-                self._conclude(task, task.conclude_cancelled)
-            task.lost = nowhere
-        if numbers:
-            self._stop_later(numbers)
+            status = "finished" if future is None else future.status  # None: it is being submitted, or ends just now
+            on_the_way = number in ended or status in ("finished", "error")
+            given_up = status == "cancelled"
+            if silent or number in running or (on_the_way and not given_up):
+                again.append(task)
+            else:
+                self._end_later(task, task.end_cancelled)
+        self._stop_later(again)
 
-    def _stop_later(self, numbers: Iterable[int]) -> None:
-        for number in numbers:
-            self.client.loop.call_later(_AGAIN, self._stop, number)
+    def _stop_later(self, tasks: Iterable[DaskTask]) -> None:
+        for task in tasks:
+            self.client.loop.call_later(_AGAIN, self._stop, task)
 
     # The end
 
-    def _conclude(self, task: DaskTask, how: Callable[..., None], *args: Any) -> None:
+    def _end_later(self, task: DaskTask, how: Callable[..., None], *args: Any) -> None:
         with contextlib.suppress(RuntimeError):  # all have ended, this one, too: it was shut down
-            self._ending.submit(_concluding, task, how, *args)
+            self._ending.submit(_end_safely, task, how, *args)
 
     def _forget(self, task: DaskTask) -> None:
         """It has ended; called in the thread in which tasks do."""
@@ -408,7 +506,7 @@ class DaskProgressExecutor(ProgressExecutor):
             if self.client.loop.asyncio_loop.is_running():
                 raise RuntimeError("this would block the event loop in which the Dask client runs: await the future")
             for task in tuple(self._tasks.values()):  # nobody follows them any more
-                self._conclude(task, task.fail, ConnectionError("the event loop of the Dask client has ended"))
+                self._end_later(task, task.end_failed, ConnectionError("the event loop of the Dask client has ended"))
 
     def _leave(self) -> None:
         self._may_block()
@@ -426,10 +524,9 @@ class DaskProgressExecutor(ProgressExecutor):
         self._shut_down(wait=False)
         return self._over.is_set()
 
-    def _cancel_pending(self) -> None:
-        for task in tuple(self._tasks.values()):
-            if task.slot is None:  # no worker has told of it
-                task.request_cancel()
+    def _pending(self) -> Iterable[Callable[[], object]]:
+        # Those of which no worker has told.
+        return [task.request_cancel for task in tuple(self._tasks.values()) if task.slot is None]
 
 
 def _take_options(fn: Callable[..., Any], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -464,7 +561,8 @@ class _ByValue:
     """Stands for a function, and is unpickled as that, also where this package is not: on a scheduler, say."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        function.__module__ = "__main__"  # what cloudpickle takes along
+        # cloudpickle takes along by value, with the globals that they use, what it believes to be of the main program.
+        function.__module__ = "__main__"
         self._pickled = cloudpickle.dumps(function)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -474,29 +572,41 @@ class _ByValue:
         """Never called; but `submit` asks for a callable."""
 
 
-def _run(packet: bytes, *values: Any, version: str = __version__) -> bytes:
+def _run(packet: bytes, *values: Any) -> Any:
     try:
+        import progress_executor
         from progress_executor.executors import relay
+
+        # `__version__` is the client's, which came along. In another version the tuples may be others.
+        if progress_executor.__version__ != __version__:
+            raise ImportError(f"it has {progress_executor.__version__}")
     except ImportError as error:
-        raise ImportError(f"this Dask worker needs progress-executor {version}, with its extra `dask`: {error}") from error
+        needed = f"progress-executor {__version__}, with its extra `dask`"
+        raise ImportError(f"this Dask worker needs {needed}: {error}") from error
     return relay.run(packet, *values)
 
 
-def _cancel(topic: str, numbers: Sequence[int], dask_worker: Any) -> tuple[list[int], list[int]]:
+def _cancel(topic: str, reasons: dict[int, str | None], dask_worker: Any) -> tuple[list[int], list[int]]:
     from progress_executor.executors import relay
 
-    return relay.Relay.of(dask_worker).cancel(topic, numbers)
+    return relay.Relay.of(dask_worker).cancel(topic, reasons)
 
 
-_RUN, _CANCEL = _ByValue(_run), _ByValue(_cancel)
+def _instruct(topic: str, wanted: dict[int, tuple[bool, bool]], dask_worker: Any) -> None:
+    from progress_executor.executors import relay
+
+    relay.Relay.of(dask_worker).instruct(topic, wanted)
 
 
-def _concluding(task: DaskTask, how: Callable[..., None], *args: Any) -> None:
+_RUN, _CANCEL, _INSTRUCT = _ByValue(_run), _ByValue(_cancel), _ByValue(_instruct)
+
+
+def _end_safely(task: DaskTask, how: Callable[..., None], *args: Any) -> None:
     try:
         how(*args)
     except BaseException as error:
         logger.exception("a task on Dask could not be ended as it did")
-        task.fail(error)
+        task.end_failed(error)
 
 
 _numbers = itertools.count()

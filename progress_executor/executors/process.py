@@ -32,6 +32,7 @@ from time import time
 from typing import Any, TypeVar
 
 from .._speedups import Updater
+from ..ambient import current
 from ..arena import Arena, Segment, start_tracker
 from ..delivery import Board
 from ..futures import ProgressFuture
@@ -76,13 +77,17 @@ class ProcessTask(Task):
         with self.board.lock:
             return super().snapshot()
 
-    def since(self) -> float | None:
+    def began(self) -> float | None:
         with self.board.lock:
             return self.started_at if self.slot is None else self.slot.started_at
 
-    def request_cancel(self) -> bool:
+    def stood(self) -> float:
         with self.board.lock:
-            return super().request_cancel()
+            return super().stood()
+
+    def pulse(self) -> object:
+        with self.board.lock:
+            return super().pulse()
 
     def finish(self, status: str) -> None:
         if self._final is not None:
@@ -90,8 +95,8 @@ class ProcessTask(Task):
         with self.board.lock:
             if self.slot is not None:
                 self.started_at = self.slot.started_at
-                if not self.reports:
-                    self.slot = None  # nobody wrote to it: no need to read it
+                if not self.reports and not self.was_paused and self.slot.blank:
+                    self.slot = None
             super().finish(status)
             index, self.index = self.index, None
             if index is not None:
@@ -131,6 +136,7 @@ class RemoteTask:
         self.call = call
 
     def __call__(self) -> Any:
+        global _updater
         if self.index is None:
             raise CancelledError
         assert _arena is not None
@@ -140,17 +146,29 @@ class RemoteTask:
             raise CancelledError
         fn, args, kwargs = loads(self.call)
         self.call = b""
-        if not self.takes_progress:
-            return fn(*args, **kwargs)
-        progress = kwargs["progress"] = Updater(slot.buffer)
+        progress = _updater = Updater(slot.buffer)
+        if self.takes_progress:
+            kwargs["progress"] = progress
+        token = current.set(progress)
         try:
             return fn(*args, **kwargs)
         finally:
+            current.reset(token)
             progress._detach()
+            _updater = None
 
 
 _arena: Segment | None = None
 """In a worker: the slots of its pool."""
+
+_updater: Updater | None = None
+"""In a worker: that of its task."""
+
+
+def _disown_progress() -> None:
+    """In a forked child of a task, which may outlive it: the slot is its parent's, and then the next task's."""
+    if _updater is not None:
+        _updater._detach_in_child()
 
 
 def _start_worker(arena: Segment, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> None:
@@ -209,6 +227,7 @@ def _disown_workers() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_disown_workers)
+    os.register_at_fork(after_in_child=_disown_progress)
 
 
 @contextmanager
@@ -293,7 +312,7 @@ class _ResultReader(connection.Connection):
         return received
 
     def _wait_for_more(self) -> None:
-        ended = [worker.sentinel for worker in self.workers.values()]
+        ended = [worker.sentinel for worker in list(self.workers.values())]  # another thread may start one meanwhile
         if self not in connection.wait([self, *ended]):
             raise EOFError("a worker process ended before the whole of a result was sent")
 
@@ -327,6 +346,9 @@ class ProcessPoolProgressExecutor(ProgressExecutor, ProcessPoolExecutor):
                 raise OSError(
                     error.errno, f"no semaphores or pipes for a pool of processes (/dev/shm on Linux): {error.strerror}"
                 ) from error
+        # Reentrant: from 3.12 on the manager thread of a broken pool, which takes it from here, holds it while it tells the
+        # futures, and a done callback may submit or shut down: it would wait for itself, and no other future ever end.
+        self._shutdown_lock = threading.RLock()  # type: ignore[assignment]
         context: Any = self._mp_context
         if context.get_start_method() == "forkserver":
             self._mp_context = _with_quiet_processes(context)
@@ -370,7 +392,11 @@ class ProcessPoolProgressExecutor(ProgressExecutor, ProcessPoolExecutor):
             forkserver.ensure_running()
         with _sigint_blocked():
             super()._spawn_process()  # type: ignore[misc]
-        _workers.update(self._processes.values())
+        _workers.update(list(self._processes.values()))  # the manager thread may forget one meanwhile
+        # The standard library wakes the manager thread before it starts the worker: it may wait for the ends of all but this
+        # one, which is then not missed when it is killed, and its future would never end.
+        if self._manager is not None and self._executor_manager_thread_wakeup is not None:
+            self._executor_manager_thread_wakeup.wakeup()
 
     def _adjust_process_count(self) -> None:
         if self._max_tasks_per_child is None:  # type: ignore[attr-defined]
@@ -403,7 +429,11 @@ class ProcessPoolProgressExecutor(ProgressExecutor, ProcessPoolExecutor):
         self._arena.close()
 
     def _ended(self) -> bool:
-        with self._shutdown_lock:  # a first `submit` in another thread comes before this, or is refused
+        # A first `submit` in another thread comes before this, or is refused. But while the done callbacks of a broken pool
+        # hold the lock, who leaves is to go on delivering and to hear Ctrl-C.
+        if not self._shutdown_lock.acquire(timeout=0.01):
+            return False
+        try:
             manager = None if self._manager is None else self._manager()
             if manager is None:
                 self._shutdown_thread = True
@@ -414,12 +444,13 @@ class ProcessPoolProgressExecutor(ProgressExecutor, ProcessPoolExecutor):
                 with contextlib.suppress(OSError):  # the manager thread has ended meanwhile, and closed its pipe
                     self._executor_manager_thread_wakeup.wakeup()
                 self._executor_manager_thread_wakeup = None  # type: ignore[assignment]  # or shutdown would do so again, at the end
+        finally:
+            self._shutdown_lock.release()
         return not manager.is_alive()
 
-    def _cancel_pending(self) -> None:
+    def _pending(self) -> Iterable[Callable[[], object]]:
         # The standard library's cancel_futures would call `cancel()` of running tasks, too, and forget those that say True.
-        for item in list(self._pending_work_items.values()):
-            item.future._cancel_pending()  # type: ignore[attr-defined]
+        return [item.future._cancel_pending for item in list(self._pending_work_items.values())]  # type: ignore[attr-defined]
 
 
 def _run_chunk(fn: Callable[..., T], chunk: list[tuple[Any, ...]], progress: Updater) -> list[T]:

@@ -1,22 +1,24 @@
 """What runs on a Dask worker: the user's function, with its slot, and the relay that tells the client of all slots there.
 
-Imported by tasks, on workers; the client's side is `dask.py`. Nothing here runs while no task does.
+The client's side is `dask.py`, which has from here what the two tell each other. Nothing here runs while no task does.
 """
 
 import asyncio
 import io
 import pickle
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from math import inf
 from time import monotonic, time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from distributed import get_worker
 from distributed.core import Status
 from distributed.protocol.pickle import dumps
 
 from .._speedups import Updater
+from ..ambient import current
 from ..delivery import INTERVAL
 from ..slots import Slot
 from ..state import CANCELLED, DONE, FAILED, ProgressState
@@ -26,6 +28,41 @@ if TYPE_CHECKING:
 
 Identity = tuple[str, int]
 """A task's executor, by the topic of its events, and its number there."""
+
+
+class News(NamedTuple):
+    """What an event says of one task; an event is a pickled list of them, as plain tuples, which are shorter."""
+
+    number: int
+    run_id: int
+    """Of the attempt."""
+    seconds: float
+    """Since it began, and no time of day: the client has another clock."""
+    paused: bool
+    """Whether it was asked to stand still."""
+    stood: float
+    """Seconds for which it stood still."""
+    n: int | float
+    total: int | float | None
+    status: str
+    texts: list[str] | None
+    """What it has said since the last news; None if it has, and nobody is known to listen."""
+
+
+class Outcome(NamedTuple):
+    """How a task ended; likewise."""
+
+    topic: str
+    number: int
+    ended_as: str
+    stood: float
+    state: ProgressState
+    texts: list[str]
+    """What it has said since the last news."""
+
+
+Packed = tuple[bytes, bytes]
+"""The pickles of an outcome and of what was returned, or raised. One string would be a copy of what may be large."""
 
 _CLOSING = {Status.closing, Status.closed, Status.failed}
 _REMEMBERED = 60.0
@@ -48,11 +85,26 @@ class Attempt:
         self._key = worker.get_current_task()
         self._tasks = worker.state.tasks
         self._task = self._tasks[self._key]
-        self._told: ProgressState | None = None
+        self._told: tuple[tuple[int, int], ProgressState] | None = None
+        self._paused = False
+        self._heard = False
+        self._taking = threading.Lock()  # its own thread takes the last ones
 
-    def stop(self) -> None:
+    def stop(self, reason: str | None = None) -> None:
         self.stopped = True
-        self.slot.cancel()
+        self.slot.cancel(reason)
+
+    def pause(self, paused: bool) -> None:
+        self._paused = paused
+        self.slot.pause(paused)
+
+    def listen(self) -> None:
+        self._heard = True
+        self.slot.listen()
+
+    def take(self, last: bool) -> list[str]:
+        with self._taking:
+            return self.slot.take(last)
 
     def stop_if_unwanted(self) -> None:
         """Whether Dask wants it no more is seen in its own state: it was cancelled there, or the client is gone.
@@ -66,14 +118,19 @@ class Attempt:
         ):
             self.stop()
 
-    def news(self) -> tuple[Any, ...] | None:
+    def news(self, last: bool = False) -> News | None:
         """What the client has not been told."""
-        state = self.slot.snapshot()
-        if state == self._told:
+        pulse, state, unheard = self.slot.pulse, self.slot.snapshot(), self.slot.unheard
+        if not last and (pulse, state) == self._told and not (unheard and self._heard):
             return None
-        self._told = state
-        seconds = monotonic() - self._began  # and no time of day: the client has another clock
-        return self.identity[1], self._task.run_id, seconds, state["n"], state["total"], state["status"]
+        self._told = pulse, state
+        texts: list[str] | None = []
+        if self._heard or last:
+            texts = self.take(last)
+        elif unheard:
+            texts = None
+        seconds = monotonic() - self._began
+        return News(self.identity[1], self._task.run_id, seconds, self._paused, self.slot.stood, **state, texts=texts)
 
 
 class _Recent(dict[Identity, float]):
@@ -85,6 +142,10 @@ class _Recent(dict[Identity, float]):
         self[identity] = now
         while self[oldest := next(iter(self))] < now - _REMEMBERED:
             del self[oldest]
+
+    def __contains__(self, identity: object) -> bool:
+        # Where no more is added, nothing is purged.
+        return self.get(identity, -inf) >= monotonic() - _REMEMBERED  # type: ignore[call-overload,no-any-return]
 
 
 class Relay:
@@ -118,28 +179,43 @@ class Relay:
         with self._lock:
             del self._running[attempt.identity]
             self._ended.add(attempt.identity)
+            attempt.pause(False)  # nobody can have its threads go on any more
+            attempt.slot.listen(False)  # nor make room for what they say
 
-    def cancel(self, topic: str, numbers: Iterable[int]) -> tuple[list[int], list[int]]:
-        """Stop these tasks, and refuse those that have not begun here. Returns which run here, and which did before."""
+    def instruct(self, topic: str, wanted: Mapping[int, tuple[bool, bool]]) -> None:
+        """Have those of these tasks that run here stand still, or go on, and what they say told."""
+        with self._lock:
+            for number, (paused, heard) in wanted.items():
+                attempt = self._running.get((topic, number))
+                if attempt is not None:
+                    attempt.pause(paused)
+                    if heard:
+                        attempt.listen()
+
+    def cancel(self, topic: str, reasons: Mapping[int, str | None]) -> tuple[list[int], list[int]]:
+        """Stop these tasks, for these reasons, and refuse those that have not begun here.
+
+        Returns which run here, and which did before.
+        """
         running, ended = [], []
         with self._lock:
-            for number in numbers:
+            for number, reason in reasons.items():
                 identity = topic, number
                 attempt = self._running.get(identity)
                 if attempt is not None:
-                    attempt.stop()
+                    attempt.stop(reason)
                     running.append(number)
                 elif identity in self._ended:
                     ended.append(number)
                 self._refused.add(identity)
         return running, ended
 
-    def tell(self, attempts: Iterable[Attempt]) -> None:
+    def tell(self, attempts: Iterable[Attempt], last: bool = False) -> None:
         messages: dict[str, list[tuple[Any, ...]]] = {}
         for attempt in attempts:
-            news = attempt.news()
+            news = attempt.news(last)
             if news is not None:
-                messages.setdefault(attempt.identity[0], []).append(news)
+                messages.setdefault(attempt.identity[0], []).append(tuple(news))
         for topic, message in messages.items():
             with suppress(Exception):  # the worker is being closed
                 self._worker.log_event(topic, pickle.dumps(message))  # msgpack knows no ints of more than 64 bits
@@ -152,7 +228,16 @@ class Relay:
             attempt.stop_if_unwanted()
         self.tell(attempts)
         if attempts:
-            self._worker.loop.call_later(INTERVAL, self._tick)
+            self._worker.loop.call_later(_until_next_tick(time()), self._tick)
+
+
+def _until_next_tick(now: float) -> float:
+    """Seconds until a tenth of a second begins, for all workers the same one: the scheduler hears, and tells, all at once.
+
+    But no tick follows close upon another.
+    """
+    pause = INTERVAL - now % INTERVAL
+    return pause if pause > INTERVAL / 2 else pause + INTERVAL
 
 
 class _Unpickler(pickle.Unpickler):
@@ -166,11 +251,11 @@ class _Unpickler(pickle.Unpickler):
         return self._values[number]
 
 
-def run(packet: bytes, *values: Any) -> bytes:
+def run(packet: bytes, *values: Any) -> Packed:
     """Run a task on this worker; `values` are those of the Dask futures among its arguments.
 
-    Returns two pickles: whose the task is, how it ended and its last state, and what was returned, or raised. What is
-    raised goes through Dask, which may then try again, unless it would end the worker.
+    What is raised goes through Dask, which may then try again, unless it would end the worker or the task was to stop: it
+    would be refused, and what it raised and its last state be lost.
     """
     topic, number, takes_progress, call = pickle.loads(packet)
     worker = get_worker()
@@ -179,20 +264,27 @@ def run(packet: bytes, *values: Any) -> bytes:
         return _packed(attempt, CANCELLED, None)
     try:
         fn, args, kwargs = _Unpickler(call, values).load()
+        progress = Updater(attempt.slot.buffer)
         if takes_progress:
-            kwargs["progress"] = Updater(attempt.slot.buffer)
-        return _packed(attempt, DONE, fn(*args, **kwargs))
-    except Exception:
-        relay.tell([attempt])
-        raise
+            kwargs["progress"] = progress
+        token = current.set(progress)
+        try:
+            value = fn(*args, **kwargs)
+        finally:
+            current.reset(token)
+        return _packed(attempt, DONE, value)
     except BaseException as error:
         if attempt.stopped and isinstance(error, asyncio.CancelledError):
             return _packed(attempt, CANCELLED, None)
-        return _packed(attempt, FAILED, error)
+        if attempt.stopped or not isinstance(error, Exception):
+            return _packed(attempt, FAILED, error)
+        relay.tell([attempt], last=True)
+        raise
     finally:
         relay.end(attempt)
 
 
-def _packed(attempt: Attempt, ended_as: str, value: object) -> bytes:
+def _packed(attempt: Attempt, ended_as: str, value: object) -> Packed:
     pickled: bytes = dumps(value)  # type: ignore[no-untyped-call]
-    return pickle.dumps((*attempt.identity, ended_as, attempt.slot.snapshot())) + pickled
+    outcome = Outcome(*attempt.identity, ended_as, attempt.slot.stood, attempt.slot.snapshot(), attempt.take(last=True))
+    return pickle.dumps(tuple(outcome)), pickled

@@ -7,17 +7,14 @@ import functools
 import itertools
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from time import time
 from typing import Any
 
-from .._speedups import Updater
 from ..delivery import Board, Ticker
 from ..futures import ProgressFuture
 from ..interrupts import SigintDeferred
-from ..slots import Slot
-from ..tasks import Call, Task, takes_progress
+from ..tasks import Call, Task
 from .base import ProgressExecutor
 
 _numbers = itertools.count()
@@ -48,7 +45,7 @@ class SyncTask(Task):
             return
         try:
             with _cancelled_by_sigint(self):
-                result = self._run()
+                result = self.run()
             with SigintDeferred():
                 future.set_result(result)
         except KeyboardInterrupt:
@@ -63,39 +60,47 @@ class SyncTask(Task):
             # The traceback holds this frame: break the cycle.
             future = None
 
-    def _run(self) -> Any:
-        call = self.call
-        slot = Slot() if call is not None and takes_progress(call) else None
-        if call is None or not self.start(slot, time()):
-            raise asyncio.CancelledError
-        self._push(True)
-        fn, args, kwargs = call
-        if slot is not None:
-            kwargs["progress"] = Updater(slot.buffer, self._push)
-        return fn(*args, **kwargs)
-
-    def _push(self, now: bool) -> None:
+    def push(self, now: bool | None) -> None:
+        if now is None:  # what was said is told when that is due
+            self.pass_on()
+            return
         # Threads of the task may count, but callbacks are called in the thread that waits.
         if self.board.watched and self.thread == threading.get_ident():
             if self.feed is not None:
                 self.feed.deliver(now)
             self.board.pump()
 
+    @property
+    def to_be_run(self) -> bool:  # type: ignore[override]
+        return self.thread is None and not self.finished
+
+    async def run_in_loop(self, ticker: Ticker) -> None:
+        async with ticker.turn:
+            # Ctrl-C may have cancelled asyncio's main task just now, which cannot run while this does. It does in this
+            # turn of the loop, and cancels this one if it waits for it; what comes during the turn is counted.
+            self.cancels_heard = _cancels_of_main_task(signal.getsignal(signal.SIGINT))
+            await asyncio.sleep(0)
+            self.run_here()
+            # The loop stood still meanwhile. Before anybody hears of the end it does what fell due before it, such as
+            # a cancellation after two seconds: a sleep, however short, comes after all of that.
+            await asyncio.sleep(1e-9)
+
     async def wait_in_loop(self, future: "Future[Any]", ticker: Ticker) -> None:
         try:
-            async with ticker.turn:
-                # Ctrl-C may have cancelled asyncio's main task just now, which cannot run while this does. It does in this
-                # turn of the loop, and cancels this one if it waits for it; what comes during the turn is counted.
-                self.cancels_heard = _cancels_of_main_task(signal.getsignal(signal.SIGINT))
-                await asyncio.sleep(0)
-                self.run_here()
-                # The loop stood still meanwhile. Before anybody hears of the end it does what fell due before it, such as
-                # a cancellation after two seconds: a sleep, however short, comes after all of that.
-                await asyncio.sleep(1e-9)
+            await self.run_in_loop(ticker)
             if not future.done():  # another thread runs it
                 await super().wait_in_loop(future, ticker)
         finally:
             del future  # see `ProgressFuture.result`
+
+    def check_pausing(self) -> None:
+        if not self.finished:
+            raise RuntimeError("a task of a SyncProgressExecutor cannot be paused: the thread that could resume it runs it")
+
+    def pause(self, paused: bool) -> bool:
+        if paused:
+            self.check_pausing()
+        return not self.finished
 
     def finish(self, status: str) -> None:
         super().finish(status)
@@ -180,17 +185,15 @@ class SyncProgressExecutor(ProgressExecutor):
         self._closed = True
         return not self._futures
 
-    async def _leave_in_loop(self) -> asyncio.CancelledError | None:
+    async def _leave_in_loop(self) -> list[BaseException]:
         self._closed = True
-        cancelled = None
+        interrupts: list[BaseException] = []
         while self._futures:
             try:
                 await asyncio.gather(*self._futures.values(), return_exceptions=True)
             except asyncio.CancelledError as error:
-                cancelled = error
-                self._cancel_all()
-        return cancelled
+                interrupts = self._cancel_all() or interrupts or [error]
+        return interrupts
 
-    def _cancel_pending(self) -> None:
-        for future in tuple(self._futures.values()):
-            future._cancel_pending()
+    def _pending(self) -> Iterable[Callable[[], object]]:
+        return [future._cancel_pending for future in tuple(self._futures.values())]

@@ -1,32 +1,21 @@
 """`ThreadPoolProgressExecutor`: the standard library's thread pool; a slot is in the process's own memory."""
 
 import threading
-from asyncio import CancelledError
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from queue import SimpleQueue
-from time import time
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import Any
 
-from .._speedups import Updater
 from ..futures import ProgressFuture
-from ..slots import Slot
-from ..tasks import Call, Task, takes_progress
+from ..tasks import Call, Task
 from .base import ProgressExecutor, executors_to_leave, leave_all
 
 
 class ThreadTask(Task):
     """Runs in a worker thread of the pool."""
 
-    def __call__(self) -> Any:
-        call = self.call
-        slot = Slot() if call is not None and takes_progress(call) else None
-        if call is None or not self.start(slot, time()):
-            raise CancelledError
-        fn, args, kwargs = call
-        if slot is not None:
-            kwargs["progress"] = Updater(slot.buffer)
-        return fn(*args, **kwargs)
+    __call__ = Task.run
 
 
 class _WorkQueue(SimpleQueue[Any]):
@@ -53,6 +42,8 @@ class ThreadPoolProgressExecutor(ProgressExecutor, ThreadPoolExecutor):
     ) -> None:
         ThreadPoolExecutor.__init__(self, max_workers, thread_name_prefix, initializer, initargs)
         self._work_queue = _WorkQueue()
+        # Reentrant: where a thread's initializer fails, it is held while done callbacks are called, which may submit.
+        self._shutdown_lock = threading.RLock()  # type: ignore[assignment]
         self._set_up()
         executors_to_leave.add(self)
 
@@ -72,8 +63,16 @@ class ThreadPoolProgressExecutor(ProgressExecutor, ThreadPoolExecutor):
             self._shut_down(wait=False)
         return not any(thread.is_alive() for thread in self._threads)
 
-    def _cancel_pending(self) -> None:
-        ThreadPoolExecutor.shutdown(self, wait=False, cancel_futures=True)
+    def _pending(self) -> Iterable[Callable[[], object]]:
+        # The standard library's cancel_futures holds its lock meanwhile: a done callback that submits, or waits for a thread
+        # that does, would wait for ever.
+        items = []
+        with self._shutdown_lock, suppress(Empty):
+            self._shutdown = True
+            while True:
+                items.append(self._work_queue.get_nowait())
+        self._shut_down(wait=False)  # wakes the workers
+        return [item.future.cancel for item in items if item is not None]
 
 
 # Later than the standard library's own hook is registered, so that it runs before it.
