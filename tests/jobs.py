@@ -189,8 +189,11 @@ def step_on(gate, progress):
 
 
 def wait_for(gate):
-    """Like step_until, for a task without progress."""
+    """Like step_until, for a task without progress. Not for ever: a test that fails may leave its gates shut."""
+    too_late = time.monotonic() + 60
     while not os.path.exists(gate):
+        if time.monotonic() > too_late:
+            raise TimeoutError(f"nobody opened {gate}")
         time.sleep(0.001)
     return "waited"
 

@@ -1,6 +1,7 @@
 """Event loops of all kinds, blocked, timed out and gone."""
 
 import asyncio
+import contextlib
 import sys
 import time
 
@@ -43,27 +44,35 @@ def watch(future):
 
 
 @pytest.mark.parametrize("seconds", [1, pytest.param(5, marks=pytest.mark.slow)])
-def test_a_loop_that_was_blocked_is_told_the_newest_state_and_no_backlog(run, pool, gate, seconds):
-    async def main():
-        future = pool.submit(jobs.step_until, gate)
-        states = watch(future)
-        task = asyncio.create_task(future.check_for_progress())
-        while not states:
-            await asyncio.sleep(0.01)
-        del states[:]
-        before = future.state["n"]
-        time.sleep(seconds)
-        until(lambda: future.state["n"] > before + 10)
-        now = future.state["n"]
-        assert not states
+def test_a_loop_that_was_blocked_is_told_the_newest_state_and_no_backlog(run, gate, seconds):
+    """Of tasks in all executors at once, as most of it is waiting."""
+
+    async def told_in_one_turn(states):
         while not states:
             await asyncio.sleep(0)
-        assert len(states) == 1
-        assert states[0]["n"] >= now
-        open_gate(gate)
-        assert await task == states[-1]["n"]
+        return list(states)
 
-    run(main())
+    async def main(executors):
+        futures = [executor.submit(jobs.step_until, gate) for executor in executors]
+        told = [watch(future) for future in futures]
+        tasks = [asyncio.create_task(future.check_for_progress()) for future in futures]
+        while not all(told):
+            await asyncio.sleep(0.01)
+        for states in told:
+            del states[:]
+        before = [future.state["n"] for future in futures]
+        time.sleep(seconds)
+        until(lambda: all(future.state["n"] > n + 10 for future, n in zip(futures, before, strict=True)))
+        now = [future.state["n"] for future in futures]
+        assert not any(told)
+        for states, n in zip(await asyncio.gather(*map(told_in_one_turn, told)), now, strict=True):
+            assert len(states) == 1
+            assert states[0]["n"] >= n
+        open_gate(gate)
+        assert await asyncio.gather(*tasks) == [states[-1]["n"] for states in told]
+
+    with contextlib.ExitStack() as stack:
+        run(main([stack.enter_context(make_executor(kind)) for kind in CONCURRENT]))
 
 
 def test_a_timeout_cancels_the_task_and_is_told_when_that_has_stopped(run, pool, gate):
