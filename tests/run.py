@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -173,29 +173,31 @@ def main() -> int:
     found = interpreters()
     if options.only:
         found = {version: path for version, path in found.items() if f"{version[0]}.{version[1]}" == options.only}
-    runs, futures = [], []
+    runs: list[tuple[str, Future[int]]] = []
+    short: list[Run] = []
     with ThreadPoolExecutor(processors()) as pool:
-        for version in sorted(found, reverse=True):  # what takes longest first
+        for version in sorted(found, reverse=True):
             newest, between = version == max(found), min(found) < version < max(found)
             for run in runs_on(version, found[version], newest, between, options.all and newest, options.arguments):
-                runs.append(run)
-                futures.append(pool.submit(run))
+                if "PROGRESS_EXECUTOR_NO_EXTENSIONS" in run.env:
+                    short.append(run)
+                else:
+                    runs.append((run.name, pool.submit(run)))
         if options.all and found and not options.arguments:
-            runs.append(run_on_oldest_dask(min(found), found[min(found)]))
-            futures.append(pool.submit(runs[-1]))
-    statuses = [future.result() for future in futures]
+            short.append(run_on_oldest_dask(min(found), found[min(found)]))
+        runs += [(run.name, pool.submit(run)) for run in short]  # last, so that no processor waits long for another
     print()
-    for run, status in zip(runs, statuses, strict=True):
-        print(f"{run.name}: {'passed' if status == 0 else 'FAILED'}")
+    for name, future in runs:
+        print(f"{name}: {'passed' if future.result() == 0 else 'FAILED'}")
     for version in sorted({*([] if options.only else NEEDED), *found}):
         name = f"CPython {version[0]}.{version[1]}"
         if version not in found:
             print(f"{name}: not run, it is not on this machine")
-        elif not any(run.name.startswith(f"{name}, cython") for run in runs):
+        elif not any(run.startswith(f"{name}, cython") for run, _ in runs):
             print(f"{name}, cython: not run, THE SPEEDUPS WERE NOT BUILT")
     if not found:
         print("no CPython from 3.11 was found")
-    return int(not found or any(statuses))
+    return int(not found or any(future.result() for _, future in runs))
 
 
 if __name__ == "__main__":
