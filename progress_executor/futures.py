@@ -223,7 +223,7 @@ class ProgressFuture(Future[T], Watchable):  # in this order: else a plain futur
 
         There it is the worker that tells them when it comes across the work item, and nobody if the executor drops it.
         """
-        call = self._task.call  # what only the task keeps alive must not end, and run anybody's code, under the lock
+        kept = self._task.call, self._task.keeps  # must not end, and run anybody's code, under the lock
         with SigintDeferred(), self._condition:
             if self._state != PENDING:
                 return self._state == CANCELLED_AND_NOTIFIED
@@ -231,7 +231,7 @@ class ProgressFuture(Future[T], Watchable):  # in this order: else a plain futur
             self._task.finish(status.CANCELLED)  # first: who sees that the future is cancelled finds the final state
             self._become_cancelled()
         self._invoke_callbacks()
-        del call
+        del kept
         return True
 
     def _become_cancelled(self) -> None:

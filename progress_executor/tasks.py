@@ -80,6 +80,12 @@ class Task:
         self.board = board
         self.call: Call | None = call  # until it has ended: a done future must not keep the arguments alive
 
+    keeps: object = None
+    """Its pool, until it has ended: one that was dropped still replaces workers, and is left at exit."""
+
+    def disown(self) -> None:
+        """In a forked child, which may look at it: nothing that is done to it there reaches the task of the parent."""
+
     lazy = False
     """Whether it runs only when somebody waits for it, in that thread; then `number` is its place in the order."""
     number = 0
@@ -284,6 +290,7 @@ class Task:
         self.board.running.discard(self)
         if self.feed is not None:
             self.board.ended[self.feed] = None
+        self.keeps = None
         self.call = None  # last: it may be what keeps an object alive that does something at its end
 
 

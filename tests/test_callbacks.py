@@ -561,3 +561,15 @@ def test_an_interrupt_of_a_done_callback_comes_when_all_have_been_cancelled_and_
         executor.submit(jobs.add, 1)
     open_gate(gate)
     executor.shutdown()
+
+
+def test_a_callback_that_ends_the_program_at_each_call_ends_it_when_all_is_told(gate):
+    told = []
+    with pytest.raises(SystemExit), ThreadPoolProgressExecutor(2) as executor:
+        futures = [executor.submit(jobs.step_until, gate) for _ in range(2)]
+        futures[0].add_progress_callback(raiser(SystemExit))
+        futures[1].add_progress_callback(lambda old, new: told.append(new))
+        until(lambda: all(future.state["n"] for future in futures))
+        threading.Timer(0.5, open_gate, [gate]).start()  # after some calls
+    assert all(future.done() for future in futures)
+    assert told[-1]["status"] == "done"

@@ -74,6 +74,40 @@ def test_a_forked_child_leaves_the_executors_of_its_parent_alone(kind, way, tmp_
     assert run(FORKING, kind, way, tmp_path / "gate", warnings=["-W", "ignore"]) == "4\n"
 
 
+DROPPING = """
+    import signal
+    kind, way, gate = sys.argv[1:]
+    def work(progress):
+        try:
+            jobs.say_and_wait(["here"], gate, progress)
+        finally:
+            open(gate + ".cleaned", "w").close()
+    def print_state(old, new):
+        print(new["status"], flush=True)
+    def main():
+        future = make_executor(kind, 2).submit(work)
+        future.add_log_callback(print)
+        future.add_progress_callback(print_state)
+        until(lambda: future.state["n"])
+        if way == "interrupted":
+            signal.raise_signal(signal.SIGINT)
+        threading.Timer(0.3, lambda: open(gate, "w").close()).start()
+    try:
+        main()
+    except KeyboardInterrupt as error:
+        sys.last_type = KeyboardInterrupt  # as if it had ended the program, which would print it
+"""
+
+
+@pytest.mark.parametrize("way", ["ends", "interrupted"])
+@pytest.mark.parametrize("kind", ["thread", "fork"])
+def test_a_program_that_has_dropped_its_executor_leaves_it_at_exit(kind, way, tmp_path):
+    output = run(DROPPING, kind, way, tmp_path / "gate").splitlines()
+    assert output[0] == "here" or output[1] == "here"
+    assert output[-1] == ("done" if way == "ends" else "cancelled")
+    assert (tmp_path / "gate.cleaned").exists()
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 @pytest.mark.parametrize("kind", [*POOLS, "sync"])
 def test_a_forked_child_is_told_that_it_cannot_submit_to_an_executor_of_its_parent(kind):
@@ -95,6 +129,37 @@ def test_a_forked_child_is_told_that_it_cannot_submit_to_an_executor_of_its_pare
         warnings=["-W", "ignore"],
     )
     assert output.count("a forked process cannot submit to an executor of its parent") == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_whatever_a_forked_child_does_to_a_running_task_of_its_parent_reaches_it_not(tmp_path):
+    run(
+        """
+        gate, told = sys.argv[1], []
+        with make_executor("process", 2) as executor:
+            futures = [executor.submit(jobs.say_and_wait, [str(n)], gate) for n in range(3)]
+            until(lambda: all(future.state["n"] for future in futures[:2]))
+            if not (child := os.fork()):
+                for future in futures:
+                    future.add_log_callback(print)
+                    future._task.pass_on()
+                    assert future.state["n"] == (future is not futures[2])
+                futures[0].cancel()
+                futures[1].pause()
+                futures[2].cancel()
+                os._exit(3)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+            for future in futures:
+                future.add_log_callback(told.append)
+            open(gate, "w").close()
+            for future in futures:
+                future.result()
+                assert future.state["status"] == "done"
+        assert sorted(told) == ["0", "1", "2"]
+        """,
+        tmp_path / "gate",
+        warnings=["-W", "ignore"],
+    )
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")

@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 
 import progress_executor
-from progress_executor import ProgressFuture
+from progress_executor import ProgressFuture, SyncProgressExecutor, ThreadPoolProgressExecutor
 from progress_executor.delivery import Board
-from progress_executor.interrupts import SafeCondition
+from progress_executor.executors.sync import SyncFuture, SyncTask
+from progress_executor.interrupts import SafeCondition, SigintDeferred
 from progress_executor.tasks import Task
 
 from . import jobs
@@ -279,6 +280,127 @@ def test_sigterm_with_asyncios_handler_cancels_all_tasks(kind, moment, tmp_path)
         os.kill(program.pid, signal.SIGTERM)
         program.go_on()
         program.check("terminated")
+
+
+def interrupted_at_line(number, codes, fn):
+    """Call `fn()` with a Ctrl-C at the line of that number of all that it runs of `codes`; whether there was such a line."""
+    lines = itertools.count()
+
+    def trace(frame, event, arg):
+        if frame.f_code in codes and event == "line" and next(lines) == number:
+            sys.settrace(None)
+            signal.raise_signal(signal.SIGINT)
+        return trace if frame.f_code in codes else None
+
+    sys.settrace(trace)
+    try:
+        fn()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(None)
+    return next(lines) > number
+
+
+RUNNING_HERE = {
+    function.__code__
+    for owner in (SyncTask, SyncFuture, Task, ProgressFuture, Future)
+    for function in vars(owner).values()
+    if hasattr(function, "__code__")
+}
+
+
+@pytest.mark.parametrize("task", [jobs.count, jobs.count_then_fail])
+def test_ctrl_c_at_any_line_of_running_a_sync_task_ends_all_futures(task):
+    for number in itertools.count():
+        done, futures = [], []
+        with contextlib.suppress(KeyboardInterrupt), SyncProgressExecutor() as executor:
+            futures = [executor.submit(task, 3) for _ in range(2)]
+            for future in futures:
+                future.add_done_callback(done.append)
+            reached = interrupted_at_line(number, RUNNING_HERE, futures[0].exception)
+            raise KeyboardInterrupt
+        assert all(future.done() for future in futures)
+        assert set(done) == set(futures)
+        assert len(done) == 2
+        if not reached:
+            break
+    assert number > 30
+
+
+def test_ctrl_c_while_a_thread_pool_starts_a_thread_lets_its_task_clean_up():
+    for number in itertools.count():
+        entered, cleaned = [], []
+
+        def work(progress, entered=entered, cleaned=cleaned):
+            entered.append(1)
+            try:
+                while True:
+                    progress.update()
+                    time.sleep(0.001)
+            finally:
+                time.sleep(0.01)
+                cleaned.append(1)
+
+        with contextlib.suppress(KeyboardInterrupt), ThreadPoolProgressExecutor(1) as executor:
+            reached = interrupted_at_line(number, {threading.Thread.start.__code__}, lambda: executor.submit(work))
+            raise KeyboardInterrupt
+        assert cleaned == entered
+        if not reached:
+            break
+    assert number > 3
+
+
+def be_late(signum, frame):
+    raise TimeoutError
+
+
+def test_a_handler_that_raises_while_many_futures_are_waited_for_leaves_none_locked():
+    before = signal.signal(signal.SIGALRM, be_late)
+    try:
+        with ThreadPoolProgressExecutor(1) as executor:
+            futures = [executor.submit(int) for _ in range(5000)]
+            for future in futures:
+                future.result()
+            for _ in range(50):
+                with contextlib.suppress(TimeoutError):
+                    signal.setitimer(signal.ITIMER_REAL, random.uniform(0.001, 0.01))
+                    while True:
+                        concurrent.futures.wait(futures)
+                assert_free([future._condition for future in futures])
+                assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("held_back", [SigintDeferred, pytest.param(SafeCondition, id="while futures are waited for")])
+def test_a_child_that_another_thread_forks_while_ctrl_c_waits_hears_of_it(held_back):
+    statuses = []
+
+    def fork():
+        child = os.fork()
+        if not child:
+            try:
+                with SafeCondition():  # nor does a later wait make it wait
+                    pass
+                signal.raise_signal(signal.SIGINT)
+            except KeyboardInterrupt:
+                os._exit(3)
+            finally:
+                os._exit(4)
+        statuses.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+    thread = threading.Thread(target=fork)
+    context = held_back()
+    context.__enter__() if held_back is SigintDeferred else context.acquire()
+    try:
+        thread.start()
+        thread.join()
+    finally:
+        context.__exit__() if held_back is SigintDeferred else context.release()
+    assert statuses == [3]
 
 
 def interrupt_often(fn, *args):

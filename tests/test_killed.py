@@ -111,6 +111,48 @@ def process_pool():
     assert not segments()
 
 
+class Unpicklable:
+    """When `fail` is set, and not before."""
+
+    def __init__(self):
+        self.fail = threading.Event()
+
+    def __reduce__(self):
+        assert self.fail.wait(DEADLINE)
+        raise TypeError("cannot be pickled")
+
+
+def test_a_call_that_cannot_be_pickled_while_its_pool_breaks_costs_no_other_future(tmp_path):
+    """The feeder thread takes its work item out, in the midst of the manager thread's loop over all of them."""
+    kill, argument = tmp_path / "kill", Unpicklable()
+    with ProcessPoolProgressExecutor(1) as executor:
+        dying = executor.submit(jobs.die, "be_killed", str(kill))
+        until(lambda: dying.state == DYING, "the report")
+        failing = executor.submit(jobs.add, argument)
+        others = [executor.submit(jobs.add, 1) for _ in range(5)]
+
+        def fail_now(future):
+            argument.fail.set()
+            until(failing.done)
+
+        dying.add_done_callback(fail_now)
+        open_gate(kill)
+        assert not concurrent.futures.wait([dying, failing, *others], timeout=DEADLINE).not_done
+    assert isinstance(failing.exception(), TypeError)
+    assert all(isinstance(future.exception(), BrokenProcessPool) for future in (dying, *others))
+
+
+@needs_shm
+def test_the_segment_of_a_broken_pool_goes_though_the_executor_is_kept(tmp_path):
+    executor = ProcessPoolProgressExecutor(1)
+    future = executor.submit(jobs.die, "be_killed", str(tmp_path / "kill"))
+    open_gate(tmp_path / "kill")
+    assert isinstance(future.exception(), BrokenProcessPool)
+    until(lambda: not segments(), "the end of the segment")
+    assert future.state == {**DYING, "status": "failed"}
+    executor.shutdown()
+
+
 @needs_shm
 @pytest.mark.parametrize("how", jobs.DEATHS)
 def test_a_worker_that_dies_fails_every_future_at_once_and_loses_no_progress(how, process_pool, tmp_path):

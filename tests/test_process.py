@@ -258,6 +258,58 @@ def test_a_done_callback_that_waits_for_its_executor_is_told_so(caplog):
     assert not multiprocessing.active_children()
 
 
+class Unpicklable:
+    def __reduce__(self):
+        raise TypeError("cannot be pickled")
+
+
+def test_a_done_callback_of_a_call_that_cannot_be_pickled_cannot_wait_for_its_executor_either():
+    raised = []
+
+    def leave(future):
+        with pytest.raises(RuntimeError, match="its own executor"):
+            executor.shutdown()
+        raised.append(future)
+
+    with ProcessPoolProgressExecutor(1) as executor:
+        waiting = executor.submit(time.sleep, 0.1)
+        future = executor.submit(jobs.add, Unpicklable())
+        future.add_done_callback(leave)
+        assert isinstance(future.exception(), TypeError)
+        assert waiting.result() is None
+        until(lambda: raised == [future])
+
+
+class Finalized:
+    """Calls `fn` at its end, in this process."""
+
+    def __init__(self, fn):
+        self.fn = fn
+
+    def __del__(self):
+        self.fn()
+
+    def __reduce__(self):
+        return int, ()
+
+
+def test_an_argument_that_does_something_at_its_end_holds_no_lock_meanwhile():
+    ending, cancelled, told = threading.Event(), threading.Event(), []
+
+    def at_its_end():
+        ending.set()
+        told.append(cancelled.wait(DEADLINE))
+
+    with ProcessPoolProgressExecutor(1) as executor:
+        first = executor.submit(jobs.add, Finalized(at_its_end))
+        pending = [executor.submit(time.sleep, 0.1) for _ in range(5)][-1]
+        assert ending.wait(DEADLINE)
+        assert pending.cancel()  # takes the lock that was held
+        cancelled.set()
+        assert first.result() == 1
+    assert told == [True]
+
+
 def test_a_call_that_turns_out_unpicklable_while_its_pool_ends_does_not_block_it():
     executor = ProcessPoolProgressExecutor(1)
     executor.submit(jobs.add, 1).result()
@@ -313,6 +365,18 @@ def test_workers_that_end_after_their_number_of_tasks_are_always_replaced():
     with ProcessPoolProgressExecutor(2, context, max_tasks_per_child=3) as executor:
         futures = [executor.submit(jobs.add, n) for n in range(12)]
         assert [future.result(timeout=60) for future in futures] == list(range(1, 13))
+
+
+@pytest.mark.parametrize("end", ["shutdown", "drop"])
+def test_they_are_replaced_also_when_the_executor_was_shut_down_or_dropped(end):
+    executor = ProcessPoolProgressExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1)
+    futures = [executor.submit(jobs.add, n) for n in range(4)]
+    dropped = weakref.ref(executor)
+    if end == "shutdown":
+        executor.shutdown(wait=False)
+    del executor
+    assert [future.result(timeout=DEADLINE) for future in futures] == [1, 2, 3, 4]
+    until(lambda: dropped() is None, "the end of the executor")
 
 
 def test_a_worker_may_start_while_the_rest_of_a_result_is_on_its_way():

@@ -31,6 +31,8 @@ def _disown_executors() -> None:
     for executor in _executors:
         executor._enqueue = _refuse  # type: ignore[method-assign]  # here and not in `submit`, which need not ask each time
         executor._board.lock = threading.RLock()  # for whoever asks for the state of a task
+        for task in executor._board.running:
+            task.disown()
     _executors.clear()
     executors_to_leave.clear()
 
@@ -84,13 +86,23 @@ class ProgressExecutor(Executor):
                 self._shut_down(wait=False)
             interrupts = self._cancel_pending() if cancel_futures else []
         else:
+            interrupts = []
+            interrupted = False
             try:
-                try:
-                    interrupts = self._cancel_pending() if cancel_futures else []
-                    self._leave()
-                except (KeyboardInterrupt, SystemExit) as error:  # the latter of a callback: the others are still to be told
-                    interrupts = (self._cancel_all() if isinstance(error, KeyboardInterrupt) else []) or [error]
-                    self._leave()
+                while True:
+                    try:
+                        if cancel_futures:
+                            cancel_futures = False
+                            interrupts = self._cancel_pending()
+                        self._leave()
+                        break
+                    except SystemExit as error:  # of a callback, maybe of each call: the others are still to be told
+                        interrupts = [error]
+                    except KeyboardInterrupt as error:
+                        if interrupted:
+                            raise
+                        interrupted = True
+                        interrupts = self._cancel_all() or [error]
             except KeyboardInterrupt:
                 self._give_up()
                 raise

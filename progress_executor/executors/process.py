@@ -21,6 +21,7 @@ import weakref
 from asyncio import CancelledError
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures.process import _ExecutorManagerThread
 from contextlib import contextmanager
 from copy import copy
 from functools import partial
@@ -37,6 +38,7 @@ from ..arena import Arena, Segment, start_tracker
 from ..delivery import Board
 from ..futures import ProgressFuture
 from ..interrupts import SigintDeferred
+from ..slots import Slot
 from ..state import ProgressState
 from ..tasks import Call, Task, takes_progress
 from .base import ProgressExecutor, executors_to_leave, leave_all
@@ -92,6 +94,7 @@ class ProcessTask(Task):
     def finish(self, status: str) -> None:
         if self._final is not None:
             return
+        kept = self.call, self.keeps  # what only the task keeps alive must not end, and run anybody's code, under the lock
         with self.board.lock:
             if self.slot is not None:
                 self.started_at = self.slot.started_at
@@ -101,6 +104,12 @@ class ProcessTask(Task):
             index, self.index = self.index, None
             if index is not None:
                 self.arena.release(index)
+        del kept
+
+    def disown(self) -> None:
+        with self.board.lock:
+            if self.slot is not None:
+                self.slot = Slot(bytearray(self.slot.buffer))
 
 
 _reducers = ForkingPickler(io.BytesIO()).dispatch_table
@@ -280,6 +289,16 @@ class _WorkItems(dict[int, Any]):
         ProgressFuture._adopt(item.future, item.fn)
         super().__setitem__(number, item)
 
+    def items(self) -> Iterator[tuple[int, Any]]:  # type: ignore[override]
+        """Taken out one by one: the manager thread of a broken pool fails them all.
+
+        Meanwhile the feeder thread takes out one that cannot be pickled, and the standard library's loop would end, with the
+        thread, and no other future ever be done.
+        """
+        for number in list(self):
+            with contextlib.suppress(KeyError):
+                yield number, self.pop(number)
+
 
 class _ResultReader(connection.Connection):
     """The pool's end of the pipe of results, which does not wait for the rest of one whose worker was killed.
@@ -319,6 +338,26 @@ class _ResultReader(connection.Connection):
 
 # In a worker it is a plain one.
 ForkingPickler.register(_ResultReader, connection.reduce_connection)  # type: ignore[attr-defined]
+
+
+class _ManagerThread(_ExecutorManagerThread):
+    """The pool's manager thread, which removes the shared memory at its end: who has the executor may never leave it."""
+
+    arena: Arena
+
+    @classmethod
+    def adopt(cls, thread: Any, arena: Arena) -> None:
+        """Turn the plain thread, which was just started, into one of ours."""
+        thread.arena = arena
+        thread.__class__ = cls
+
+    def join_executor_internals(self) -> None:
+        super().join_executor_internals()
+        self.arena.close()
+
+    def terminate_broken(self, cause: Any) -> None:
+        super().terminate_broken(cause)
+        self.arena.close()
 
 
 class ProcessPoolProgressExecutor(ProgressExecutor, ProcessPoolExecutor):
@@ -368,6 +407,8 @@ class ProcessPoolProgressExecutor(ProgressExecutor, ProcessPoolExecutor):
 
     def _enqueue(self, call: Call) -> ProgressFuture[Any]:
         task = ProcessTask(self._board, call, self._arena)
+        if self._inside is None:  # else it is left, or at its end cancels what it was given: see `__del__`
+            task.keeps = self
         with SigintDeferred():
             if self._manager is None:
                 self._arena.open()
@@ -409,24 +450,35 @@ class ProcessPoolProgressExecutor(ProgressExecutor, ProcessPoolExecutor):
     def _start_executor_manager_thread(self) -> None:
         if self._manager is None:
             super()._start_executor_manager_thread()
-            # Its end is the end of the pool, also when nobody waits for it or the executor is simply dropped.
             manager: Any = self._executor_manager_thread
             self._manager = weakref.ref(manager)
-            weakref.finalize(manager, self._arena.close)
+            _ManagerThread.adopt(manager, self._arena)
+            weakref.finalize(manager, self._arena.close)  # should it have ended before that
 
     def _leave(self) -> None:
-        if self._manager is not None and self._manager() is threading.current_thread():
+        # The feeder thread calls those of a task that cannot be pickled.
+        feeder = getattr(self._call_queue, "_thread", None)  # type: ignore[attr-defined]
+        if self._manager is not None and threading.current_thread() in (self._manager(), feeder):
             raise RuntimeError("a done callback cannot wait for its own executor to end")
         super()._leave()
 
     def _shut_down(self, wait: bool) -> None:
-        ProcessPoolExecutor.shutdown(self, wait=wait)
-        manager = None if self._manager is None else self._manager()
-        if manager is not None:
-            if not wait:
-                return
-            manager.join()  # after an earlier shutdown(wait=False), the standard library does not know it any more
+        if not wait:
+            with self._shutdown_lock:
+                self._take_no_more()
+            return
+        ProcessPoolExecutor.shutdown(self)
         self._arena.close()
+
+    def _take_no_more(self) -> None:
+        """What shutdown(wait=False) does, but for forgetting the processes: the manager thread may have to replace some."""
+        if self._shutdown_thread:
+            return
+        self._shutdown_thread = True
+        if self._executor_manager_thread_wakeup is not None:
+            with contextlib.suppress(OSError):  # the manager thread has ended meanwhile, and closed its pipe
+                self._executor_manager_thread_wakeup.wakeup()
+            self._executor_manager_thread_wakeup = None  # type: ignore[assignment]  # or shutdown would do so again, at the end
 
     def _ended(self) -> bool:
         # A first `submit` in another thread comes before this, or is refused. But while the done callbacks of a broken pool
@@ -434,19 +486,11 @@ class ProcessPoolProgressExecutor(ProgressExecutor, ProcessPoolExecutor):
         if not self._shutdown_lock.acquire(timeout=0.01):
             return False
         try:
+            self._take_no_more()
             manager = None if self._manager is None else self._manager()
-            if manager is None:
-                self._shutdown_thread = True
-                return True
-            # What shutdown(wait=False) does, but for forgetting the processes: the manager thread may have to replace some.
-            if not self._shutdown_thread:
-                self._shutdown_thread = True
-                with contextlib.suppress(OSError):  # the manager thread has ended meanwhile, and closed its pipe
-                    self._executor_manager_thread_wakeup.wakeup()
-                self._executor_manager_thread_wakeup = None  # type: ignore[assignment]  # or shutdown would do so again, at the end
         finally:
             self._shutdown_lock.release()
-        return not manager.is_alive()
+        return manager is None or not manager.is_alive()
 
     def _pending(self) -> Iterable[Callable[[], object]]:
         # The standard library's cancel_futures would call `cancel()` of running tasks, too, and forget those that say True.

@@ -33,32 +33,34 @@ class SyncTask(Task):
         self.cancels_heard: int | None = None  # of asyncio's main task, before the turn of the loop in which it begins
 
     def run_here(self) -> None:
+        with SigintDeferred() as deferred:  # a future that was taken must end: else who leaves waits for it for ever
+            if not self._take():
+                return
+            future = self.futures.get(self)
+            if future is None or not future.set_running_or_notify_cancel():
+                return
+            try:
+                with deferred.lifted(), _cancelled_by_sigint(self):
+                    result = self.run()
+            except KeyboardInterrupt:
+                self.cancel_requested = True
+                future.set_exception(asyncio.CancelledError())
+                raise
+            except BaseException as error:
+                future.set_exception(error)
+                # The traceback holds this frame: break the cycle.
+                future = None
+            else:
+                future.set_result(result)
+
+    def _take(self) -> bool:
+        """Whether it is the calling thread that has to run it; RuntimeError if that does so already."""
         thread = threading.get_ident()
         with self.board.lock:
             taken, self.thread = self.thread, self.thread or thread
-        if taken is not None:
-            if taken == thread and not self.finished:
-                raise RuntimeError("a task of a SyncProgressExecutor cannot wait for itself, nor can what it calls")
-            return
-        future = self.futures.get(self)
-        if future is None or not future.set_running_or_notify_cancel():
-            return
-        try:
-            with _cancelled_by_sigint(self):
-                result = self.run()
-            with SigintDeferred():
-                future.set_result(result)
-        except KeyboardInterrupt:
-            if not future.done():
-                self.cancel_requested = True
-                future.set_exception(asyncio.CancelledError())
-            raise
-        except BaseException as error:
-            if future.done():  # it is a done callback's
-                raise
-            future.set_exception(error)
-            # The traceback holds this frame: break the cycle.
-            future = None
+        if taken == thread and not self.finished:
+            raise RuntimeError("a task of a SyncProgressExecutor cannot wait for itself, nor can what it calls")
+        return taken is None
 
     def push(self, now: bool | None) -> None:
         if now is None:  # what was said is told when that is due

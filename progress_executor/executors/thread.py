@@ -8,6 +8,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from ..futures import ProgressFuture
+from ..interrupts import SigintDeferred
 from ..tasks import Call, Task
 from .base import ProgressExecutor, executors_to_leave, leave_all
 
@@ -48,7 +49,13 @@ class ThreadPoolProgressExecutor(ProgressExecutor, ThreadPoolExecutor):
         executors_to_leave.add(self)
 
     def _enqueue(self, call: Call) -> ProgressFuture[Any]:
-        return ThreadPoolExecutor.submit(self, ThreadTask(self._board, call))  # type: ignore[return-value]
+        task: Any = ThreadTask(self._board, call)
+        if self._inside is None:  # else it is left, or at its end cancels what it was given: see `__del__`
+            task.keeps = self
+        if len(self._threads) < self._max_workers:  # else it starts none
+            with SigintDeferred():  # nobody would wait for a thread that was started and not noted
+                return ThreadPoolExecutor.submit(self, task)  # type: ignore[return-value]
+        return ThreadPoolExecutor.submit(self, task)  # type: ignore[return-value]
 
     def _leave(self) -> None:
         if threading.current_thread() in self._threads:
