@@ -43,6 +43,7 @@ class ThreadPoolProgressExecutor(ProgressExecutor, ThreadPoolExecutor):
     ) -> None:
         ThreadPoolExecutor.__init__(self, max_workers, thread_name_prefix, initializer, initargs)
         self._work_queue = _WorkQueue()
+        self._starts_threads = True
         # Reentrant: where a thread's initializer fails, it is held while done callbacks are called, which may submit.
         self._shutdown_lock = threading.RLock()  # type: ignore[assignment]
         self._set_up()
@@ -52,10 +53,12 @@ class ThreadPoolProgressExecutor(ProgressExecutor, ThreadPoolExecutor):
         task: Any = ThreadTask(self._board, call)
         if self._inside is None:  # else it is left, or at its end cancels what it was given: see `__del__`
             task.keeps = self
-        if len(self._threads) < self._max_workers:  # else it starts none
-            with SigintDeferred():  # nobody would wait for a thread that was started and not noted
-                return ThreadPoolExecutor.submit(self, task)  # type: ignore[return-value]
-        return ThreadPoolExecutor.submit(self, task)  # type: ignore[return-value]
+        if not self._starts_threads:
+            return ThreadPoolExecutor.submit(self, task)  # type: ignore[return-value]
+        with SigintDeferred():  # nobody would wait for a thread that was started and not noted
+            future = ThreadPoolExecutor.submit(self, task)
+            self._starts_threads = len(self._threads) < self._max_workers
+        return future  # type: ignore[return-value]
 
     def _leave(self) -> None:
         if threading.current_thread() in self._threads:
