@@ -280,6 +280,19 @@ def test_a_done_callback_of_a_call_that_cannot_be_pickled_cannot_wait_for_its_ex
         until(lambda: raised == [future])
 
 
+def test_an_executor_that_goes_with_a_call_that_cannot_be_pickled_ends():
+    for _ in range(20):
+        executor = ProcessPoolProgressExecutor(1)
+        futures = [executor.submit(jobs.add, Unpicklable()) for _ in range(3)]
+        executor.shutdown(wait=False)
+        manager = executor._executor_manager_thread
+        del executor
+        for future in futures:
+            assert isinstance(future.exception(DEADLINE), TypeError)
+        manager.join(DEADLINE)
+        assert not manager.is_alive()
+
+
 class Finalized:
     """Calls `fn` at its end, in this process."""
 

@@ -340,15 +340,29 @@ class _ResultReader(connection.Connection):
 ForkingPickler.register(_ResultReader, connection.reduce_connection)  # type: ignore[attr-defined]
 
 
+def _wake(lock: Any, wakeup: Any, executor: object) -> None:
+    """Have the manager thread see that the executor is gone.
+
+    It may go in the feeder thread, with a task that cannot be pickled, for whose end the manager thread may be waiting with
+    the lock held; the standard library's would wait here. Nobody else holds it now, and that thread looks by itself.
+    """
+    if lock.acquire(blocking=False):
+        try:
+            wakeup.wakeup()
+        finally:
+            lock.release()
+
+
 class _ManagerThread(_ExecutorManagerThread):
     """The pool's manager thread, which removes the shared memory at its end: who has the executor may never leave it."""
 
     arena: Arena
 
     @classmethod
-    def adopt(cls, thread: Any, arena: Arena) -> None:
+    def adopt(cls, thread: Any, executor: "ProcessPoolProgressExecutor") -> None:
         """Turn the plain thread, which was just started, into one of ours."""
-        thread.arena = arena
+        thread.arena = executor._arena
+        thread.executor_reference = weakref.ref(executor, partial(_wake, executor._shutdown_lock, thread.thread_wakeup))
         thread.__class__ = cls
 
     def join_executor_internals(self) -> None:
@@ -452,7 +466,7 @@ class ProcessPoolProgressExecutor(ProgressExecutor, ProcessPoolExecutor):
             super()._start_executor_manager_thread()
             manager: Any = self._executor_manager_thread
             self._manager = weakref.ref(manager)
-            _ManagerThread.adopt(manager, self._arena)
+            _ManagerThread.adopt(manager, self)
             weakref.finalize(manager, self._arena.close)  # should it have ended before that
 
     def _leave(self) -> None:
