@@ -121,14 +121,19 @@ async def main_in_loop():
 
 if __name__ == "__main__":
     print("begun", flush=True)
+    word = "not interrupted"
     try:
-        asyncio.run(main_in_loop()) if style == "asyncio" else main()
-    except KeyboardInterrupt:
+        try:
+            asyncio.run(main_in_loop()) if style == "asyncio" else main()
+        except asyncio.CancelledError:
+            word = "terminated"
+        finally:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the second one, if it comes when all is over
+    except KeyboardInterrupt:  # the first one, or the second before that line
+        word = "interrupted"
         if made._inside is not None:
             note("never left")
-        print("interrupted", flush=True)
-    except asyncio.CancelledError:
-        print("terminated", flush=True)
+    print(word, flush=True)
 """
 
 
