@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Self
 
 _SIGINT = int(signal.SIGINT)  # as an enumeration it takes twice as long to find
-_SIGNALS = tuple(map(int, signal.valid_signals()))
 
 
 def in_main_thread() -> bool:
@@ -28,16 +27,14 @@ class SigintDeferred:
 
     __slots__ = ("_handler", "_noted")
 
-    _signum = _SIGINT
-
     def __enter__(self) -> Self:
         self._handler: Any = None
         self._noted: tuple[Any, ...] | None = None
         if threading.get_ident() == threading.main_thread().ident:
-            handler = _signal.getsignal(self._signum)
+            handler = _signal.getsignal(_SIGINT)
             if callable(handler):
                 self._handler = handler
-                _signal.signal(self._signum, self._note)
+                _signal.signal(_SIGINT, self._note)
         return self
 
     @contextlib.contextmanager
@@ -46,13 +43,13 @@ class SigintDeferred:
         try:
             if self._handler is not None:
                 noted, self._noted = self._noted, None
-                _signal.signal(self._signum, self._handler)
+                _signal.signal(_SIGINT, self._handler)
                 if noted is not None:
                     self._handler(*noted)
             yield
         finally:
             if self._handler is not None:
-                _signal.signal(self._signum, self._note)
+                _signal.signal(_SIGINT, self._note)
 
     def _note(self, *signum_and_frame: Any) -> None:
         self._noted = signum_and_frame
@@ -60,61 +57,44 @@ class SigintDeferred:
     def __exit__(self, *exc_info: object) -> None:
         if self._handler is not None:
             try:
-                _signal.signal(self._signum, self._handler)
+                _signal.signal(_SIGINT, self._handler)
             except BaseException:  # of another signal's handler, which is called before this one is changed
-                _signal.signal(self._signum, self._handler)
+                _signal.signal(_SIGINT, self._handler)
                 raise
             if self._noted is not None:
                 self._handler(*self._noted)
 
 
-class _SignalDeferred(SigintDeferred):
-    """The same for another signal."""
-
-    __slots__ = ("_signum",)
-
-    def __init__(self, signum: int) -> None:
-        self._signum = signum
-
-
 class _Holding:
-    """Keeps signals waiting while the main thread holds locks that it has acquired by themselves, not in a `with` block.
-
-    All of them, as each may have a handler that raises: SIGTERM one that calls `sys.exit`, SIGALRM one that is a timeout.
-    """
+    """Keeps Ctrl-C waiting while the main thread holds locks that it has acquired by themselves, not in a `with` block."""
 
     def __init__(self) -> None:
         self._locks = 0
-        self._deferred = contextlib.ExitStack()
+        self._deferred = SigintDeferred()
 
     def begin(self) -> None:
         if in_main_thread():
             if not self._locks:
-                with contextlib.ExitStack() as stack:
-                    for signum in _SIGNALS:
-                        if callable(_signal.getsignal(signum)):
-                            stack.enter_context(_SignalDeferred(signum))
-                    self._deferred = stack.pop_all()
+                self._deferred.__enter__()
             self._locks += 1
 
     def end(self) -> None:
         if in_main_thread():
             self._locks -= 1
             if not self._locks:
-                self._deferred.close()
+                self._deferred.__exit__()
 
 
 _holding = _Holding()
 
 
 def _restore_in_child() -> None:
-    """In a forked child: the handlers that another thread, which is not there any more, would have called at the end."""
+    """In a forked child: the handler that another thread, which is not there any more, would have called at the end."""
     _holding.__init__()  # type: ignore[misc]
-    for signum in _SIGNALS:
-        handler = _signal.getsignal(signum)
-        while isinstance(getattr(handler, "__self__", None), SigintDeferred):
-            handler = handler.__self__._handler
-            _signal.signal(signum, handler)
+    handler = _signal.getsignal(_SIGINT)
+    while isinstance(getattr(handler, "__self__", None), SigintDeferred):
+        handler = handler.__self__._handler
+        _signal.signal(_SIGINT, handler)
 
 
 if hasattr(os, "register_at_fork"):

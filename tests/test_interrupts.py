@@ -356,29 +356,6 @@ def test_ctrl_c_while_a_thread_pool_starts_a_thread_lets_its_task_clean_up():
     assert number > 3
 
 
-def be_late(signum, frame):
-    raise TimeoutError
-
-
-def test_a_handler_that_raises_while_many_futures_are_waited_for_leaves_none_locked():
-    before = signal.signal(signal.SIGALRM, be_late)
-    try:
-        with ThreadPoolProgressExecutor(1) as executor:
-            futures = [executor.submit(int) for _ in range(5000)]
-            for future in futures:
-                future.result()
-            for _ in range(50):
-                with contextlib.suppress(TimeoutError):
-                    signal.setitimer(signal.ITIMER_REAL, random.uniform(0.001, 0.01))
-                    while True:
-                        concurrent.futures.wait(futures)
-                assert_free([future._condition for future in futures])
-                assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize("held_back", [SigintDeferred, pytest.param(SafeCondition, id="while futures are waited for")])
 def test_a_child_that_another_thread_forks_while_ctrl_c_waits_hears_of_it(held_back):
