@@ -6,6 +6,7 @@ The executors' own kinds of task add how it gets to where it runs.
 import asyncio
 import contextlib
 import inspect
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
@@ -16,7 +17,7 @@ from weakref import WeakKeyDictionary
 
 from ._speedups import Updater
 from .ambient import current
-from .delivery import INTERVAL, Board, Feed, Said, Ticker
+from .delivery import INTERVAL, KEPT, Board, Feed, Said, Ticker
 from .interrupts import SigintDeferred
 from .slots import LAST_TRIES, Slot
 from .state import CANCELLED, DONE, FAILED, PENDING, RUNNING, ProgressState
@@ -71,7 +72,9 @@ class Task:
     _stood = 0.0
     outlets: tuple[Feed, ...] = ()
     """Who is told what it says."""
-    _said: tuple[Said, ...] = ()  # what was taken out of the slot and told to nobody yet
+    _said: deque[Said] | None = None  # what was taken out of the slot, until it was told to somebody
+    keeps: object = None
+    """Its pool, until it has ended: one that was dropped still replaces workers, and is left at exit."""
     broken = False
     """Whether its pool is broken: then who wrote to its slot may have been killed or stopped in the midst of it."""
     _final: ProgressState | None = None
@@ -79,9 +82,6 @@ class Task:
     def __init__(self, board: Board, call: Call) -> None:
         self.board = board
         self.call: Call | None = call  # until it has ended: a done future must not keep the arguments alive
-
-    keeps: object = None
-    """Its pool, until it has ended: one that was dropped still replaces workers, and is left at exit."""
 
     def disown(self) -> None:
         """In a forked child, which may look at it: nothing that is done to it there reaches the task of the parent."""
@@ -242,7 +242,7 @@ class Task:
                 self.outlets += (feed,)
                 if self.slot is not None:
                     self.slot.listen()
-            feed.said.extend(said for said in self._said if not said.told)
+            feed.said.extend(said for said in self._said or () if not said.told)
 
     @property
     def unheard(self) -> bool:
@@ -258,7 +258,11 @@ class Task:
 
     def _pass_on(self, texts: list[str]) -> None:
         said = tuple(map(Said, texts))
-        self._said = (*(earlier for earlier in self._said if not earlier.told), *said)
+        if self._said is None:
+            self._said = deque(maxlen=KEPT)
+        while self._said and self._said[0].told:
+            self._said.popleft()
+        self._said.extend(said)
         for feed in self.outlets:
             feed.said.extend(said)
 

@@ -488,20 +488,11 @@ def stop_slowly(gate, stopping, progress):
 
 
 def test_what_a_cancelled_task_returns_all_the_same_is_kept(executor):
-    future = executor.submit(return_when_cancelled)
+    future = executor.submit(jobs.return_when_cancelled, "kept")
     until(lambda: future.state["n"] > 0)
     assert future.cancel()
     assert future.result() == "kept"
     assert not future.cancelled()
-
-
-def return_when_cancelled(progress):
-    try:
-        while True:
-            progress.update()
-            time.sleep(0.001)
-    except asyncio.CancelledError:
-        return "kept"
 
 
 def test_who_cancels_with_dask_stops_the_task_too(cluster, executor, gate):

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 import progress_executor
-from progress_executor import ProcessPoolProgressExecutor, ProgressGroup, SyncProgressExecutor
+from progress_executor import ProcessPoolProgressExecutor, ProgressGroup, SyncProgressExecutor, delivery, tasks
 from progress_executor._speedups._layout import (
     FRAME_SIZE,
     GAVE_UP,
@@ -382,6 +382,20 @@ def test_a_group_of_many_that_have_spoken_is_listened_to_at_once(executor):
     assert not comparisons
 
 
+def test_of_what_nobody_is_told_the_last_texts_are_kept(monkeypatch):
+    for module in (delivery, tasks):
+        monkeypatch.setattr(module, "KEPT", 50)
+    with SyncProgressExecutor() as executor:
+        future = executor.submit(jobs.say, numbers(2000, 100))
+        group = ProgressGroup([future])
+        told = said_by(group)
+        future.result()  # which tells a group nothing but at the task's first step
+        assert len(future._task._said) == 50
+        group.result()
+    assert told[-50:] == numbers(2000, 100)[-50:]
+    assert len(told) < 60
+
+
 def test_a_group_is_told_what_its_members_say(executor):
     futures = [executor.submit(jobs.say, [f"{name} {i}" for i in range(20)]) for name in range(4)]
     group = ProgressGroup(futures)
@@ -415,6 +429,7 @@ def test_who_says_more_than_is_read_is_slowed_and_loses_nothing(each_pool, gate)
         check_whole(told, numbers(1500, 100))
     else:
         assert told == numbers(1500, 100)
+        assert len(future._task._said) < 200  # what was told is not kept: of the last looks, at each what has room
     concurrent.futures.wait(blocker)
 
 

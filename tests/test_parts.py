@@ -15,7 +15,7 @@ from fractions import Fraction
 from math import inf, isclose, nan
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from progress_executor import ProgressGroup, SyncProgressExecutor, Updater
@@ -44,7 +44,7 @@ from progress_executor.state import drawable
 from .conftest import CONCURRENT, DEADLINE, make_executor, open_gate, until
 from .test_build import TOP
 from .test_slots import check_validity
-from .test_updater import BAD, exactly, in_threads, named
+from .test_updater import BAD, exactly, in_threads, named, pushing
 
 
 @pytest.fixture
@@ -738,14 +738,7 @@ def test_closing_a_part_never_raises(progress, slot, n):
 
 
 def test_a_part_pushes_as_the_task_does(updater):
-    pushes = []
-    progress = updater(push=pushes.append)
-
-    def pushed(act, expected):
-        pushes.clear()
-        act()
-        assert pushes == expected
-
+    progress, pushed = pushing(updater)
     part = progress.sub(3)
     pushed(lambda: part.update(), [False])
     pushed(lambda: part.update(0.5), [False])
@@ -1131,6 +1124,7 @@ def close(real, exact):
 
 
 @settings(deadline=None, max_examples=250, database=None)
+@example(sequence=[("sub", 0, 2**65, None), ("step", 1, 0.5), ("total", 1, 1), ("sub", 0, 1, None), ("n", 0, 0)])
 @given(sequence=sequences)
 def test_any_sequence_of_calls_counts_what_fractions_count(updater, sequence):
     slot = Slot()

@@ -785,9 +785,9 @@ def test_the_snapshot_of_the_slot_shows_what_the_updater_wrote(progress, slot):
     assert slot.snapshot() == {"n": 2**70, "total": 2**70, "status": "x"}
 
 
-def test_push_is_called_at_each_step_and_with_true_when_it_has_to_be_now(updater):
+def pushing(updater):
+    """One that pushes, and `pushed(act, expected)`, which checks what it pushes meanwhile."""
     pushes = []
-    progress = updater(push=pushes.append)
 
     def pushed(act, expected):
         pushes.clear()
@@ -795,6 +795,11 @@ def test_push_is_called_at_each_step_and_with_true_when_it_has_to_be_now(updater
         assert pushes == expected
         assert all(type(now) is bool for now in pushes)
 
+    return updater(push=pushes.append), pushed
+
+
+def test_push_is_called_at_each_step_and_with_true_when_it_has_to_be_now(updater):
+    progress, pushed = pushing(updater)
     pushed(lambda: progress.update(), [False])
     pushed(lambda: progress.update(0.5), [False])
     pushed(lambda: progress(2), [False])

@@ -75,7 +75,12 @@ class Counter:
         share = weight * n / total  # in this order, 10 * 7.5 / 100 is 0.75
         if not isfinite(share):
             share = weight * (n / total)
-        return int(share) if share.is_integer() and share < 1 << 53 else share
+        if share < 1 << 53:
+            return int(share) if share.is_integer() else share
+        # A float of this size cannot tell whether it is a whole number.
+        (p, over_p), (q, over_q), (over_r, r) = (factor.as_integer_ratio() for factor in (weight, n, total))
+        whole, remainder = divmod(p * q * r, over_p * over_q * over_r)
+        return share if remainder else whole
 
     def _and_below(self) -> "list[Counter]":
         """Each before its parts; by a loop, as they may lie deeper than Python's functions."""
