@@ -24,6 +24,7 @@ from progress_executor.executors import process
 from . import jobs
 from .conftest import DEADLINE, SHM, START_METHODS, make_executor, needs_shm, open_gate, segments, session, until
 from .test_futures import watch
+from .test_killed import Unpicklable
 
 
 @pytest.mark.parametrize("method", START_METHODS)
@@ -258,11 +259,6 @@ def test_a_done_callback_that_waits_for_its_executor_is_told_so(caplog):
     assert not multiprocessing.active_children()
 
 
-class Unpicklable:
-    def __reduce__(self):
-        raise TypeError("cannot be pickled")
-
-
 def test_a_done_callback_of_a_call_that_cannot_be_pickled_cannot_wait_for_its_executor_either():
     raised = []
 
@@ -272,9 +268,10 @@ def test_a_done_callback_of_a_call_that_cannot_be_pickled_cannot_wait_for_its_ex
         raised.append(future)
 
     with ProcessPoolProgressExecutor(1) as executor:
-        waiting = executor.submit(time.sleep, 0.1)
-        future = executor.submit(jobs.add, Unpicklable())
+        waiting, argument = executor.submit(time.sleep, 0.1), Unpicklable()
+        future = executor.submit(jobs.add, argument)
         future.add_done_callback(leave)
+        argument.fail.set()
         assert isinstance(future.exception(), TypeError)
         assert waiting.result() is None
         until(lambda: raised == [future])
@@ -283,10 +280,12 @@ def test_a_done_callback_of_a_call_that_cannot_be_pickled_cannot_wait_for_its_ex
 def test_an_executor_that_goes_with_a_call_that_cannot_be_pickled_ends():
     for _ in range(20):
         executor = ProcessPoolProgressExecutor(1)
-        futures = [executor.submit(jobs.add, Unpicklable()) for _ in range(3)]
+        argument = Unpicklable()
+        futures = [executor.submit(jobs.add, argument) for _ in range(3)]
         executor.shutdown(wait=False)
         manager = executor._executor_manager_thread
         del executor
+        argument.fail.set()
         for future in futures:
             assert isinstance(future.exception(DEADLINE), TypeError)
         manager.join(DEADLINE)
