@@ -575,6 +575,14 @@ def say_numbers(n, size, progress):
     return time.monotonic() - began
 
 
+def say_slowly(n, pause, progress):
+    """Texts, and no step."""
+    for i in range(n):
+        progress.log(str(i))
+        time.sleep(pause)
+    return n
+
+
 def say_and_wait(texts, gate, progress):
     say(texts, progress)
     while not os.path.exists(gate):

@@ -165,6 +165,12 @@ def test_a_deadline_that_is_set_while_the_task_runs_counts_from_its_start(pool, 
         future.result()
 
 
+def test_a_text_is_a_sign_of_progress(executor):
+    future = executor.submit(jobs.say_slowly, 10, 0.1)
+    future.set_deadline(stall=0.7)
+    assert future.result() == 10
+
+
 def test_a_stall_that_is_set_while_the_task_hangs_counts_from_now(pool, clock, looks, gate):
     future = pool.submit(jobs.linger_when_cancelled, gate)
     start(future)
