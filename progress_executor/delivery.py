@@ -279,13 +279,19 @@ class Feed:
     def _something_said(self) -> bool:
         return bool(self.said) or any(task.unheard for task in self.task.speakers)
 
+    def _anybody_hears(self) -> bool:
+        """Else it is kept for one that is added."""
+        return any(listener.hear for listener in self._listeners)
+
     def _tell_said(self) -> None:
         """Tell what was said until now, and not what is said meanwhile: a task may say more than is ever told."""
-        if not any(listener.hear for listener in self._listeners):  # it is kept for one that is added
+        if not self._anybody_hears():
             return
         for task in self.task.speakers:
             task.pass_on()
         for _ in range(len(self.said)):
+            if not self._anybody_hears():  # any more: one may remove itself
+                return
             said = self.said.popleft()
             interrupt = None
             for listener in tuple(self._listeners):

@@ -73,6 +73,7 @@ class Task:
     outlets: tuple[Feed, ...] = ()
     """Who is told what it says."""
     _said: deque[Said] | None = None  # what was taken out of the slot, until it was told to somebody
+    _handing_over = False  # a signal handler that comes meanwhile may deliver, and would add to these
     keeps: object = None
     """Its pool, until it has ended: one that was dropped still replaces workers, and is left at exit."""
     broken = False
@@ -238,11 +239,15 @@ class Task:
     def listen(self, feed: Feed) -> None:
         """Have `feed` told what the task says, and what it has said, unless somebody was told that already. Once a feed."""
         with self.board.lock:
-            if self._final is None:
-                self.outlets += (feed,)
-                if self.slot is not None:
-                    self.slot.listen()
-            feed.said.extend(said for said in self._said or () if not said.told)
+            self._handing_over = True
+            try:
+                if self._final is None:
+                    self.outlets += (feed,)
+                    if self.slot is not None:
+                        self.slot.listen()
+                feed.said.extend(said for said in self._said or () if not said.told)
+            finally:
+                self._handing_over = False
 
     @property
     def unheard(self) -> bool:
@@ -253,7 +258,7 @@ class Task:
     def pass_on(self) -> None:
         """Pass on to its outlets what it has said."""
         with SigintDeferred(), self.board.lock:
-            if self.slot is not None and self.slot.unheard:
+            if self.slot is not None and self.slot.unheard and not self._handing_over:
                 self._pass_on(self.slot.take())
 
     def _pass_on(self, texts: list[str]) -> None:

@@ -120,6 +120,9 @@ def acts(progress):
         yield lambda hint=hint: next(iter(progress(Items(hint=hint))))
     for text in TEXTS:
         yield lambda text=text: setattr(progress, "status", text)
+    for text in (*TEXTS, *NO_AMOUNTS):
+        yield lambda text=text: progress.log(text)
+        yield lambda text=text: progress.sub(1).log(text)
     for act in (progress.update, progress._detach, progress.reset, progress.check, fail):
         yield lambda act=act: progress.update(Acting(act))
         yield lambda act=act: setattr(progress, "total", Acting(act))

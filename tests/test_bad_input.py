@@ -61,6 +61,25 @@ def return_a_lambda():
     return lambda: None
 
 
+class RaisesWhenPickled:
+    def __init__(self, error):
+        self.error = error
+
+    def __reduce__(self):
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [IndexError, BrokenPipeError, KeyboardInterrupt, SystemExit])
+def test_a_result_whose_pickling_raises_that_fails_its_own_future_alone(error):
+    with ProcessPoolProgressExecutor(1) as executor:
+        for _ in range(5):
+            future = executor.submit(RaisesWhenPickled, error("on purpose"))
+            with pytest.raises(error):
+                future.result(timeout=30)
+            assert future.state["status"] == "failed"
+        assert executor.submit(jobs.count, 3).result() == 3
+
+
 def test_an_updater_cannot_be_sent_to_a_process():
     with ProcessPoolProgressExecutor(1) as executor:
         with pytest.raises(TypeError, match="cannot be pickled"):

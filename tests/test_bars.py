@@ -183,7 +183,7 @@ def test_the_time_in_the_queue_does_not_count(pool, gate):
 def test_a_tasks_own_status_does_not_end_its_bar(pool, bars, gate):
     future = pool.submit(jobs.report_and_wait, 1, 2, "done", gate)
     future.add_tqdm_callback(RecordedBar, triggers=["now"])
-    until(lambda: future.state["status"] == "done")
+    until(lambda: future.state["n"] == 1)
     with pytest.raises(TimeoutError):
         future.result(timeout=0.01)
     assert bars[0].shown[-1] == (1, 2, "done")

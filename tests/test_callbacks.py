@@ -448,20 +448,23 @@ def test_callbacks_may_submit_to_their_own_executor(executor):
     assert [future.result() for future in futures] == list(range(1, 21))
 
 
-def test_callbacks_may_cancel_other_futures(local_pool, gate):
-    first, running, pending = (local_pool.submit(jobs.step_until, gate) for _ in range(3))
+def test_callbacks_may_cancel_other_futures(pool, gate, tmp_path):
+    own = str(tmp_path / "own")
+    first = pool.submit(jobs.step_until, own)
+    others = running, pending, last = [pool.submit(jobs.step_until, gate) for _ in range(3)]
     until(lambda: first.state["n"] and running.state["n"])
-    seen = [watch(future) for future in (running, pending)]
-    first.add_progress_callback(lambda old, new: running.cancel() and pending.cancel() and open_gate(gate))
-    cancelled_by_done_callback = local_pool.submit(jobs.step_until, gate)
-    running.add_done_callback(lambda _: cancelled_by_done_callback.cancel())
-    assert first.result() == first.state["n"]
-    concurrent.futures.wait([running, pending, cancelled_by_done_callback])
-    assert pending.cancelled()
-    assert cancelled_by_done_callback.done()
-    local_pool.shutdown()
-    assert seen[1][-1][1]["status"] == "cancelled"
-    assert [new["status"] for _, new in seen[0]][-1] == running.state["status"]
+    seen = [watch(future) for future in others]
+    first.add_progress_callback(lambda old, new: running.cancel() and pending.cancel() and open_gate(own))
+    running.add_done_callback(lambda _: last.cancel())
+    try:
+        assert first.result(DEADLINE) == first.state["n"]
+        concurrent.futures.wait(others, DEADLINE)
+        assert all(future.cancelled() for future in others)
+    finally:
+        open_gate(own)
+        open_gate(gate)
+    pool.shutdown()
+    assert [states[-1][1]["status"] for states in seen] == ["cancelled"] * 3
 
 
 # That use their executor where it ends

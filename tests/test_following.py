@@ -100,7 +100,7 @@ def test_progress_is_seen_while_the_task_runs(pool, gate, form):
 @form
 def test_the_first_turn_is_the_present_state_and_comes_at_once(pool, gate, form, of):
     future = pool.submit(jobs.report_and_wait, 7, 20, "here", gate)
-    until(lambda: future.state["status"] == "here")
+    until(lambda: future.state["n"] == 7)
     followed = of(future)
     follower = Follower(followed, form, FAR)
     until(lambda: follower.states)
@@ -131,7 +131,7 @@ def test_what_ends_while_the_body_runs_is_told_in_the_next_turn_at_once(pool, ga
 @form
 def test_a_turn_waits_until_the_state_is_another_one(pool, gate, form, monkeypatch):
     future = pool.submit(jobs.report_and_wait, 7, 20, "here", gate)
-    until(lambda: future.state["status"] == "here")
+    until(lambda: future.state["n"] == 7)
     looks = []
     monkeypatch.setattr(Task, "snapshot", lambda self, snapshot=Task.snapshot: (looks.append(self), snapshot(self))[1])
     follower = Follower(future, form, body=lambda state: state.update(n=-1))  # it is the follower's own
@@ -231,7 +231,7 @@ def test_after_the_end_there_is_nothing_more(executor):
 @form
 def test_a_final_state_that_equals_the_last_one_is_given_all_the_same(pool, gate, form):
     future = pool.submit(jobs.report_and_wait, 3, 3, "done", gate)
-    until(lambda: future.state["status"] == "done")
+    until(lambda: future.state["n"] == 3)
     states = follow(future, form, body=lambda state: open_gate(gate))
     assert states == [{"n": 3, "total": 3, "status": "done"}] * 2
 

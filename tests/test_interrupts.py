@@ -248,6 +248,8 @@ def test_ctrl_c_while_a_worker_starts_lets_the_tasks_of_the_others_clean_up(kind
         program.finish()
         assert "interrupted" in program.text
         assert program.noted("cleaned").keys() == program.noted("entered").keys()
+        until(lambda: not program.processes(), "the end of all processes")
+        until(lambda: not left_by(program.pid), "the end of shared memory and semaphores")
 
 
 AGAIN = [

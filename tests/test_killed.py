@@ -571,11 +571,12 @@ def kill_and_check(caller, folder):
     assert all(entry.name.startswith("pymp-") for entry in folder.iterdir())
 
 
+METHODS = ["fork", *(pytest.param(name, marks=pytest.mark.slow) for name in ("forkserver", "spawn"))]
+
+
 @linux
 @needs_shm
-@pytest.mark.parametrize(
-    "method", ["fork", *(pytest.param(name, marks=pytest.mark.slow) for name in ("forkserver", "spawn"))]
-)
+@pytest.mark.parametrize("method", METHODS)
 def test_nothing_is_left_of_a_killed_caller(method, caller, tmp_path):
     with caller(method) as process:
         assert process.stdout.readline() == "begun\n"
@@ -587,7 +588,7 @@ def test_nothing_is_left_of_a_killed_caller(method, caller, tmp_path):
 
 @linux
 @needs_shm
-@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", ["SIGHUP", "SIGQUIT"])
 def test_nothing_is_left_when_the_terminal_ends_the_whole_group(name, method, caller):
     """SIGHUP comes when its window is closed."""
@@ -599,6 +600,33 @@ def test_nothing_is_left_when_the_terminal_ends_the_whole_group(name, method, ca
         assert process.wait(DEADLINE) == -getattr(signal, name)
         until(lambda: not session(process.pid), "the end of all processes")
         assert not left_by(process.pid)
+
+
+@linux
+@needs_shm
+def test_a_killed_worker_is_missed_though_another_pool_started_in_the_midst_of_its_start(monkeypatch, gate):
+    """Between the making of its pipes and its fork: who was forked there would hold them."""
+    main, ends_of = threading.current_thread(), os.pipe
+    with make_executor("fork", 1) as executor, make_executor("fork", 1) as other:
+        thread = threading.Thread(target=other.submit, args=(jobs.step_until, gate))
+
+        def pipe():
+            ends = ends_of()
+            if thread.ident is None and threading.current_thread() is main:
+                thread.start()
+                thread.join(0.5)  # it has to wait
+            return ends
+
+        monkeypatch.setattr(os, "pipe", pipe)
+        future = executor.submit(jobs.step_until, gate)
+        try:
+            thread.join()
+            until(lambda: future.state["n"])
+            os.kill(*executor._processes, signal.SIGKILL)
+            with pytest.raises(BrokenProcessPool):
+                future.result(2)
+        finally:
+            open_gate(gate)
 
 
 @linux

@@ -21,7 +21,14 @@ from rich.console import Console
 from rich.progress import Progress
 
 import progress_executor
-from progress_executor import ProcessPoolProgressExecutor, ProgressGroup, SyncProgressExecutor, delivery, tasks
+from progress_executor import (
+    ProcessPoolProgressExecutor,
+    ProgressGroup,
+    SyncProgressExecutor,
+    ThreadPoolProgressExecutor,
+    delivery,
+    tasks,
+)
 from progress_executor._speedups._layout import (
     FRAME_SIZE,
     GAVE_UP,
@@ -346,6 +353,58 @@ def test_what_was_said_to_nobody_is_kept_for_who_comes(each_pool, tmp_path):
     future.result()
     assert first == ["one"]
     assert second == ["two", "three"]
+
+
+def test_what_comes_behind_the_text_at_which_a_callback_removes_itself_is_kept_for_who_comes(each_pool, gate):
+    future = each_pool.submit(jobs.say_and_wait, ["one", "two", "three"], gate)
+    first, second = [], []
+
+    def only_one(text):
+        first.append(text)
+        future.remove_log_callback(only_one)
+
+    future.add_log_callback(only_one)
+    with waited_for(future):
+        until(lambda: first)
+        future.add_log_callback(second.append)
+        open_gate(gate)
+    assert first == ["one"]
+    assert second == ["two", "three"]
+
+
+def test_a_signal_handler_that_delivers_while_another_begins_to_listen_loses_and_doubles_nothing(tmp_path):
+    gates = [str(tmp_path / name) for name in "ab"]
+    interruptions = []
+
+    class Interrupting(delivery.Said):
+        @property
+        def told(self):
+            if not interruptions:
+                interruptions.append(signal.raise_signal(signal.SIGUSR1))
+            return False
+
+        @told.setter
+        def told(self, _):
+            pass
+
+    with ThreadPoolProgressExecutor(1) as executor:
+        future = executor.submit(jobs.say_at_gates, ["one", "two", "three"], gates)
+        future.add_log_callback(lambda text: None)
+        until(lambda: future._task.unheard)
+        future._task.pass_on()
+        future._task._said[0] = Interrupting("one")
+        open_gate(gates[0])
+        until(lambda: future._task.unheard)
+        before = signal.signal(signal.SIGUSR1, lambda *_: future._task.pass_on())
+        try:
+            group = ProgressGroup([future])
+            told = said_by(group)
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+            open_gate(gates[1])
+        assert interruptions
+        group.result()
+    assert told == ["one", "two", "three"]
 
 
 def test_who_waits_for_a_group_takes_nothing_of_what_others_say(local_pool, tmp_path, gate):

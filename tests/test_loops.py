@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 import sys
+import threading
 import time
 
 import pytest
 
 from . import jobs
-from .conftest import CONCURRENT, DEADLINE, make_executor, open_gate, until
+from .conftest import CONCURRENT, DEADLINE, KINDS, make_executor, open_gate, until
 
 
 def loop_factories():
@@ -174,6 +175,46 @@ def test_run_in_executor_is_awaited_and_its_bar_is_closed(run, executor):
     del executor.submit
     executor.submit(jobs.count, 1).result()  # whoever waits next
     assert closed == [(7, 7)]
+
+
+def test_a_sibling_that_fails_cancels_the_others(run, pool, gate):
+    async def main():
+        future = pool.submit(jobs.step_until, gate)
+        states = watch(future)
+        with pytest.raises(ExceptionGroup):
+            async with asyncio.TaskGroup() as tg:
+                tg.create_task(future)
+                while not future.state["n"]:
+                    await asyncio.sleep(0.001)
+                tg.create_task(pool.submit(jobs.fail))
+        async with asyncio.timeout(DEADLINE):
+            while not (states and states[-1]["status"] == "cancelled"):
+                await asyncio.sleep(0.001)
+        assert future.cancelled()
+
+    run(main())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_loops_may_await_one_future(kind, run, gate):
+    with make_executor(kind, 1) as executor:
+        future = executor.submit(jobs.step_until, gate)
+        states = watch(future)
+
+        async def main():
+            return await future
+
+        results = []
+        threads = [threading.Thread(target=lambda: results.append(run(main()))) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        until(lambda: states)
+        open_gate(gate)
+        for thread in threads:
+            thread.join()
+        assert results == [future.result()] * 2
+        executor.shutdown()
+        assert [state["status"] for state in states].count("done") == 1
 
 
 @pytest.mark.parametrize("then", ["another loop awaits it", "a thread waits for it", "the executor is left"])

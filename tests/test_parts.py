@@ -1123,6 +1123,20 @@ def close(real, exact):
     return isclose(real, exact, rel_tol=1e-9, abs_tol=1e-9 * (1 + 2.0**72 if abs(exact) > 2**50 else 1))
 
 
+def test_a_part_may_have_a_weight_beyond_all_ints_that_n_can_hold(updater):
+    for weight in (1e80, 1e300):
+        progress = updater()
+        part = progress.sub(weight, total=2)
+        part.update(1)
+        assert progress.n == weight / 2
+        fail(part)
+        assert progress.n == weight / 2
+        part = progress.sub(weight, total=2)
+        part.update(1)
+        progress.n = 5
+        assert progress.n == 5
+
+
 @settings(deadline=None, max_examples=250, database=None)
 @example(sequence=[("sub", 0, 2**65, None), ("step", 1, 0.5), ("total", 1, 1), ("sub", 0, 1, None), ("n", 0, 0)])
 @given(sequence=sequences)

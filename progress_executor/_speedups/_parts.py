@@ -80,7 +80,7 @@ class Counter:
         # A float of this size cannot tell whether it is a whole number.
         (p, over_p), (q, over_q), (over_r, r) = (factor.as_integer_ratio() for factor in (weight, n, total))
         whole, remainder = divmod(p * q * r, over_p * over_q * over_r)
-        return share if remainder else whole
+        return share if remainder or whole.bit_length() >= 8 * NUMBER_SIZE else whole
 
     def _and_below(self) -> "list[Counter]":
         """Each before its parts; by a loop, as they may lie deeper than Python's functions."""

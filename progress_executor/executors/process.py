@@ -221,12 +221,20 @@ def _exit_after(parent: Any) -> None:
 _workers: "weakref.WeakSet[Any]" = weakref.WeakSet()
 """The worker processes of all pools of this process."""
 
+_starting = threading.RLock()
+"""Held while one starts: another that is forked meanwhile, by another thread, would keep its pipes.
+
+Then neither is the end of one seen as long as the other lives, nor, by both, the end of their caller.
+"""
+
 
 def _disown_workers() -> None:
     """In a forked process: a worker sees that its caller has ended when nobody holds its pipe, so whoever is forked lets go.
 
     Else a process that outlives the caller, of another pool of the standard library's say, would keep all workers alive.
     """
+    global _starting
+    _starting = threading.RLock()
     for worker in _workers:
         for fd in worker._popen.finalizer._args or ():
             os.close(fd)
@@ -445,9 +453,10 @@ class ProcessPoolProgressExecutor(ProgressExecutor, ProcessPoolExecutor):
         if self._mp_context.get_start_method() == "forkserver":  # type: ignore[union-attr]
             # It serves others, too, whose processes must not begin with SIGINT blocked.
             forkserver.ensure_running()
-        with _sigint_blocked():
-            super()._spawn_process()  # type: ignore[misc]
-        _workers.update(list(self._processes.values()))  # the manager thread may forget one meanwhile
+        with _starting:
+            with _sigint_blocked():
+                super()._spawn_process()  # type: ignore[misc]
+            _workers.update(list(self._processes.values()))  # the manager thread may forget one meanwhile
         # The standard library wakes the manager thread before it starts the worker: it may wait for the ends of all but this
         # one, which is then not missed when it is killed, and its future would never end.
         if self._manager is not None and self._executor_manager_thread_wakeup is not None:
