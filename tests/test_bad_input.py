@@ -70,7 +70,7 @@ class RaisesWhenPickled:
 
 
 @pytest.mark.parametrize("error", [IndexError, BrokenPipeError, KeyboardInterrupt, SystemExit])
-def test_a_result_whose_pickling_raises_that_fails_its_own_future_alone(error):
+def test_whatever_the_pickling_of_a_result_raises_fails_its_own_future_alone(error):
     with ProcessPoolProgressExecutor(1) as executor:
         for _ in range(5):
             future = executor.submit(RaisesWhenPickled, error("on purpose"))

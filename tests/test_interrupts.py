@@ -34,15 +34,17 @@ AT_ONCE = 1
 """Seconds in which a program ends after its tasks' last step."""
 
 PROGRAM = f"""
-import asyncio, contextlib, itertools, signal, sys, threading, time
+import asyncio, contextlib, itertools, signal, sys, threading, time, traceback
 from concurrent.futures import wait
 from progress_executor import *
 {OWN_SEMAPHORES}
 kind, style, moment, folder = sys.argv[1:]
 
-def note(what, number=""):
+def note(what, number="", text=""):
     # And no file object, which a second Ctrl-C might leave open.
-    os.close(os.open(os.path.join(folder, f"{{what}}{{number}}"), os.O_CREAT))
+    file = os.open(os.path.join(folder, f"{{what}}{{number}}"), os.O_CREAT | os.O_WRONLY)
+    os.write(file, text.encode())
+    os.close(file)
 
 def work(number, progress):
     try:
@@ -133,7 +135,7 @@ if __name__ == "__main__":
     except KeyboardInterrupt as error:  # the first one, or the second before that line
         word = "interrupted"
         if made._inside is not None:
-            note("never left")
+            note("never left", text="".join(traceback.format_exception(error)))
             last = error.__traceback__
             while last.tb_next is not None:
                 last = last.tb_next
@@ -216,7 +218,8 @@ class Program(Terminal):
             if not self.noted("never left") and told == self.output:
                 assert self.lines[:2] == ["begun", word], self.text
                 assert not any(self.lines[2:]), self.text
-        assert not left or not self.noted("never left") or self.noted("wake-up lost") or self.noted("at the door")
+        if left and self.noted("never left") and not self.noted("wake-up lost"):
+            assert self.noted("at the door"), (self._notes / "never left").read_text()
         assert self.column == 0
         assert self.settings == self.before
         until(lambda: not self.processes(), "the end of all processes")

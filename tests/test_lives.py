@@ -145,7 +145,7 @@ class Pool(RuleBasedStateMachine):
             if other.end is None or not other.future.cancelled():
                 other.end = BrokenExecutor
 
-    # What is left then depends on the moment, and hypothesis wants the same rules each time.
+    # After the first, what is left depends on the moment, and hypothesis wants the same rules to be there each time.
     @precondition(lambda self: self.shut or any(life.end is None for life in self.lives))
     @rule(cancel_futures=st.booleans())
     def shut_down(self, cancel_futures):

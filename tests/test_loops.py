@@ -202,7 +202,8 @@ def test_two_loops_may_await_one_future(kind, run, gate):
         states = watch(future)
 
         async def main():
-            return await future
+            async with asyncio.timeout(DEADLINE):
+                return await future
 
         results = []
         threads = [threading.Thread(target=lambda: results.append(run(main()))) for _ in range(2)]
