@@ -1,5 +1,6 @@
 """Ctrl-C in a terminal, and SIGTERM: tasks clean up, the terminal is as it was, nothing is left behind."""
 
+import asyncio
 import concurrent.futures
 import contextlib
 import itertools
@@ -136,11 +137,9 @@ if __name__ == "__main__":
         word = "interrupted"
         if made._inside is not None:
             note("never left", text="".join(traceback.format_exception(error)))
-            last = error.__traceback__
-            while last.tb_next is not None:
-                last = last.tb_next
-            leave = type(made).__exit__.__code__
-            if last.tb_frame.f_code is leave and last.tb_lineno == leave.co_firstlineno:
+            doors = [type(made).__exit__.__code__, type(made).__aexit__.__code__]
+            places = [(frame.f_code, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+            if any((code, code.co_firstlineno) in places for code in doors):
                 note("at the door")
     print(word, flush=True)
 """
@@ -376,6 +375,51 @@ def interrupt_threads():
             raise KeyboardInterrupt
         assert cleaned == entered
         if not reached:
+            break
+    assert number > 3
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_ctrl_c_at_any_call_of_leaving_an_executor_ends_its_tasks(style):
+    run("from tests.test_interrupts import interrupt_leaving; interrupt_leaving(sys.argv[1])", style)
+
+
+def interrupt_leaving(style):
+    """In its own function, but at that function's entry: what is called there has tests of its own."""
+    own = {ThreadPoolProgressExecutor.__exit__.__code__, ThreadPoolProgressExecutor.__aexit__.__code__}
+
+    def interrupt(frame, event, arg):
+        caller = {"c_call": frame, "call": frame.f_back}.get(event)
+        if caller and caller.f_code in own and next(calls) == number:
+            sys.setprofile(None)
+            signal.raise_signal(signal.SIGINT)
+
+    def leave():
+        with executor:
+            futures.append(executor.submit(jobs.step_until_cancelled, 10**9))
+            sys.setprofile(interrupt)
+            raise KeyboardInterrupt
+
+    async def leave_in_loop():
+        async with executor:
+            futures.append(executor.submit(jobs.step_until_cancelled, 10**9))
+            sys.setprofile(interrupt)
+            raise KeyboardInterrupt
+
+    for number in itertools.count():
+        calls, futures, executor = itertools.count(), [], ThreadPoolProgressExecutor(1)
+        loop = asyncio.new_event_loop()
+        try:
+            leave() if style == "with" else loop.run_until_complete(leave_in_loop())
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.setprofile(None)
+            loop.close()
+        assert executor._inside is None
+        assert not concurrent.futures.wait(futures, DEADLINE).not_done
+        executor.shutdown()
+        if next(calls) <= number:
             break
     assert number > 3
 

@@ -192,9 +192,9 @@ class ProgressExecutor(Executor):
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._owner != os.getpid():
-            return
-        try:
+        try:  # nothing before it, as in `__exit__`
+            if self._owner != os.getpid():
+                return
             interrupts = self._cancel_all() if _is_interrupt(exc_type) else []
             interrupts = await self._leave_in_loop() or interrupts
             self._board.pump(everyone=True)
