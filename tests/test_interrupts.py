@@ -475,9 +475,8 @@ def interrupt_often(fn, *args):
             fn(*args)
     except KeyboardInterrupt:
         pass
-    signal.signal(signal.SIGALRM, lambda *_: None)
-    signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, before)
+    signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def step_into(condition):

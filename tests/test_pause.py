@@ -490,12 +490,12 @@ def test_a_signal_that_comes_between_two_looks_interrupts_it(monkeypatch):
     slot = Slot()
     progress = Updater(slot.buffer)
     slot.pause(True)
-    signal.signal(signal.SIGALRM, lambda *_: slot.pause(False))
+    before = signal.signal(signal.SIGALRM, lambda *_: slot.pause(False))
     monkeypatch.setattr(_waiting, "sleep", lambda seconds: _thread.interrupt_main(signal.SIGALRM))
     try:
         progress.update()
     finally:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.signal(signal.SIGALRM, before)
     assert progress.n == 1
 
 
@@ -504,14 +504,14 @@ def test_what_interrupts_the_standing_leaves_it():
     slot.start(1.0)
     progress = Updater(slot.buffer)
     slot.pause(True)
-    signal.signal(signal.SIGALRM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    before = signal.signal(signal.SIGALRM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     signal.setitimer(signal.ITIMER_REAL, 0.05)
     try:
         with pytest.raises(KeyboardInterrupt):
             progress.update()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.signal(signal.SIGALRM, before)
     assert slot.snapshot() == {"n": 1, "total": None, "status": "running"}
     assert slot.stood > 0.03
 
