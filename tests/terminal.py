@@ -91,11 +91,15 @@ class Terminal:
             if select.select([self._fd], [], [], 0.01)[0]:
                 assert self._read(deadline), f"the program has ended:\n{self.text}"
 
-    def finish(self):
-        """Read until the last process has closed the terminal; the exit status, negative for a signal."""
+    def read_to_the_end(self):
+        """Read until the last process has closed the terminal."""
         deadline = time.monotonic() + DEADLINE
         while self._read(deadline):
             pass
+
+    def finish(self):
+        """Read to the end; the exit status, negative for a signal."""
+        self.read_to_the_end()
         self.status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         return self.status
 
