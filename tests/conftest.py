@@ -35,7 +35,7 @@ IMPLEMENTATIONS = {
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What tests with timers put back: an alarm that came in another thread may reach Python later than that, which complains
-# ("ignored due to race condition") where it finds no handler then.
+# ("ignored due to race condition") where it finds no handler then. A child that an alarm is to end needs SIG_DFL.
 if hasattr(signal, "SIGALRM"):
     signal.signal(signal.SIGALRM, lambda *_: None)
 

@@ -54,6 +54,15 @@ FORKING = """
         if not (child := os.fork()):
             with make_executor(kind, 2) as own:  # it may have one of its own
                 assert own.submit(jobs.count, 10).result() == 10
+            if way == "Ctrl-C":
+                def interrupt():
+                    os.getpid = getpid
+                    raise KeyboardInterrupt
+                getpid, os.getpid = os.getpid, interrupt  # as the executor asks whose it is
+                try:
+                    executor.__exit__(None, None, None)
+                except KeyboardInterrupt:
+                    os._exit(4 if any(future.done() for future in futures) else 3)
             if way == "os._exit":
                 os._exit(3)
             sys.exit(3)
@@ -67,7 +76,7 @@ FORKING = """
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
-@pytest.mark.parametrize("way", ["os._exit", "sys.exit"])
+@pytest.mark.parametrize("way", ["os._exit", "sys.exit", "Ctrl-C"])
 @pytest.mark.parametrize("kind", [*POOLS, "sync"])
 def test_a_forked_child_leaves_the_executors_of_its_parent_alone(kind, way, tmp_path):
     # Forking beside threads is what CPython warns of.
@@ -178,6 +187,7 @@ def test_a_forked_child_can_read_a_state_whose_lock_another_thread_held(tmp_path
             threading.Thread(target=hold).start()
             held.wait()
             if not (child := os.fork()):
+                signal.signal(signal.SIGALRM, signal.SIG_DFL)
                 signal.alarm(10)
                 os._exit(3 if future.state["n"] else 4)
             go.set()

@@ -890,6 +890,7 @@ def test_a_forked_child_counts_by_itself_whatever_other_threads_were_in_the_mids
             part.update(0.5)
 
     def in_child():
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(10)  # a lock that nobody gives back
         progress._detach_in_child()
         part.n, part.status = 3, "of the child"

@@ -139,10 +139,14 @@ class ProgressExecutor(Executor):
             return ended
 
     def _give_up(self) -> None:
-        """Ctrl-C is raised before all have ended: they are asked to, and the terminal is left to the program."""
+        """Ctrl-C is raised before all have ended: they are asked to, and the terminal is left to the program.
+
+        Not by a forked child, in which it may come before the executor is asked whose it is.
+        """
         with SigintDeferred():
-            self._cancel_all()
-            self._board.close_bars()
+            if self._owner == os.getpid():
+                self._cancel_all()
+                self._board.close_bars()
 
     def _cancel_pending(self) -> list[BaseException]:
         """Cancel what is not running; returns the last interrupt of a done callback, to be raised when all have ended.
@@ -167,8 +171,8 @@ class ProgressExecutor(Executor):
         return self
 
     def __del__(self) -> None:
-        # Ctrl-C may hit `__exit__` before its first line: the block was left, and nobody has waited.
-        if getattr(self, "_inside", None) is not None and self._owner == os.getpid():
+        # Ctrl-C may hit `__exit__` or `__aexit__` before its first line: the block was left, and nobody has waited.
+        if getattr(self, "_inside", None) is not None:
             self._give_up()
 
     def __exit__(
