@@ -63,6 +63,7 @@ FORKING = """
                     executor.__exit__(None, None, None)
                 except KeyboardInterrupt:
                     os._exit(4 if any(future.done() for future in futures) else 3)
+                os._exit(5)
             if way == "os._exit":
                 os._exit(3)
             sys.exit(3)

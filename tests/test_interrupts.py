@@ -196,12 +196,6 @@ class Program(Terminal):
         self._waited = self._waits_for_a_processor()
         (self._notes / "go on").touch()
 
-    def finish(self):
-        self.read_to_the_end()
-        os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)  # and is still known to /proc
-        self._starved = self._waits_for_a_processor() - self._waited
-        return super().finish()
-
     def _waits_for_a_processor(self):
         """For how many seconds its main thread, and this one, which sees its end, have been ready to run but did not."""
         files = [Path(f"/proc/{thread}/schedstat") for thread in (self.pid, "thread-self")]
@@ -214,15 +208,17 @@ class Program(Terminal):
         has followed; where it hits a task of the event loop, asyncio tells at length, and Python where it cannot be raised.
         `left`: that leaving the executor began, unless Ctrl-C came before its first line: then the bars stand.
         """
-        self.finish()
+        self.read_to_the_end()
+        os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)  # and is still known to /proc
         ended = time.time()
-        assert self.status == 0, self.text
+        starved = self._waits_for_a_processor() - self._waited
+        assert self.finish() == 0, self.text
         entered, finished = self.noted("entered"), self.noted("cleaned")
         assert self.kind != "sync" or set(entered) <= {"0"}  # one runs, and after Ctrl-C no other begins
         assert cleaned is None or set(finished) == (set(entered) if cleaned else set())
         for steps in (self.noted("wake-up lost"), finished, self.noted("cleaning")):
             if steps:
-                assert ended - max(steps.values()) < AT_ONCE + self._starved
+                assert ended - max(steps.values()) < AT_ONCE + starved
                 break
         told = IGNORED.sub("", self.output) if again else self.output
         if not again or "never retrieved" not in told:
