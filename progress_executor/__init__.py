@@ -14,7 +14,7 @@ from .state import GroupState, ProgressState
 
 if TYPE_CHECKING:
     from .executors.dask import DaskProgressExecutor as DaskProgressExecutor
-    from .executors.process import ProcessPoolProgressExecutor
+    from .executors.process import ProcessPoolProgressExecutor, WorkerDied
 
 # Without DaskProgressExecutor: `import *` is to work where Dask is not installed.
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "SyncProgressExecutor",
     "ThreadPoolProgressExecutor",
     "Updater",
+    "WorkerDied",
     "current_progress",
 ]
 
@@ -35,7 +36,7 @@ __version__ = "1.0.0"
 
 
 # What brings along multiprocessing, or Dask, which not everybody needs, or has.
-_LATE = {"DaskProgressExecutor": ".executors.dask", "ProcessPoolProgressExecutor": ".executors.process"}
+_LATE = {"DaskProgressExecutor": ".executors.dask", "ProcessPoolProgressExecutor": ".executors.process", "WorkerDied": ".executors.process"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,7 @@
-"""When a task has run for too long, or shows no progress: it is asked to stop, and its future is told why.
+"""When a task has run for too long, or shows no progress, it is asked to stop; when it does not stop, it is killed.
 
-One daemon thread looks at all tasks of the process that have a deadline, as long as there are any. It only asks: nothing
-here ends a future, calls anybody back, or keeps a task alive.
+One daemon thread looks at all tasks of the process that have a deadline or are to be killed, as long as there are any.
+Nothing here ends a future, calls anybody back, or keeps a task alive.
 """
 
 import contextlib
@@ -19,15 +19,24 @@ from .tasks import Task
 
 _AT_MOST = 1.0
 """Seconds between two looks where nothing is due: to see that there is nothing left to watch."""
+_AGAIN = 0.02
+"""Seconds after which a task is killed that could not be yet: it is just being given to another worker."""
 _LATE = 2 * INTERVAL
 """Of the seconds between two looks, how many count as without progress: where there are more, the task stood still, too."""
 
 
-def set_deadline(task: Task, timeout: float | None, stall: float | None) -> None:
+def set_deadline(task: Task, timeout: float | None, stall: float | None, kill_after: float | None) -> None:
     """See `ProgressFuture.set_deadline`."""
     timeout, stall = _seconds("timeout", timeout), _seconds("stall", stall)
     if not task.finished:
-        _timer.set(task, None if timeout is None and stall is None else _Deadline(task, timeout, stall))
+        none = timeout is None and stall is None
+        _timer.set(task, None if none else _Deadline(task, timeout, stall, kill_after))
+
+
+def kill_later(task: Task, seconds: float | None) -> None:
+    """Have the task, which was asked to stop, killed if it still runs after so many seconds; None: never."""
+    if seconds is not None:
+        _timer.kill(task, monotonic() + seconds)
 
 
 def _seconds(name: str, value: float | None) -> float | None:
@@ -47,8 +56,9 @@ def _seconds(name: str, value: float | None) -> float | None:
 class _Deadline:
     """For how many seconds a task may run, and for how many its state may stay as it is."""
 
-    def __init__(self, task: Task, timeout: float | None, stall: float | None) -> None:
+    def __init__(self, task: Task, timeout: float | None, stall: float | None, kill_after: float | None) -> None:
         self._timeout, self._stall = timeout, stall
+        self.kill_after = kill_after
         self._since: float | None = None
         self._began = 0.0
         self._state: tuple[ProgressState, object] | None = None
@@ -109,6 +119,7 @@ class _Timer:
     def __init__(self) -> None:
         self._lock = SafeCondition()
         self._boards: WeakKeyDictionary[Board, WeakKeyDictionary[Task, _Deadline]] = WeakKeyDictionary()
+        self._kills: WeakKeyDictionary[Task, float] = WeakKeyDictionary()
         self._thread: threading.Thread | None = None
         self._news = False
         self._looked = -math.inf
@@ -118,16 +129,24 @@ class _Timer:
             if deadline is None:
                 self._boards.get(task.board, WeakKeyDictionary()).pop(task, None)
                 return
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="progress_executor-deadlines", daemon=True)
-                try:
-                    self._thread.start()
-                except BaseException:
-                    self._thread = None
-                    raise
             self._boards.setdefault(task.board, WeakKeyDictionary())[task] = deadline
-            self._news = True
-            self._lock.notify()
+            self._wake()
+
+    def kill(self, task: Task, when: float) -> None:
+        with SigintDeferred(), self._lock:
+            self._kills[task] = min(when, self._kills.get(task, when))
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="progress_executor-deadlines", daemon=True)
+            try:
+                self._thread.start()
+            except BaseException:
+                self._thread = None
+                raise
+        self._news = True
+        self._lock.notify()
 
     def _run(self) -> None:
         while (pause := self._look()) is not None:
@@ -155,15 +174,31 @@ class _Timer:
                 running += found
                 if len(found) < len(deadlines):  # the start of the others is to be seen
                     pause = INTERVAL
-            if not self._boards:
+            due, until_kill = self._due_kills()
+            pause = min(pause, until_kill)
+            if not self._boards and not self._kills and not due:
                 self._thread = None
                 return None
+        for task in due:
+            if not task.kill():
+                self.kill(task, monotonic() + _AGAIN)
         for task, deadline in running:
             seconds, passed = deadline.look(task, before)
             pause = min(pause, seconds)
             if passed is not None:
                 self._stop(task, deadline, passed)
         return pause
+
+    def _due_kills(self) -> tuple[list[Task], float]:
+        """The tasks that are to be killed now, and in how many seconds the next one is."""
+        due, pause, now = [], _AT_MOST, monotonic()
+        for task, when in list(self._kills.items()):
+            if task.finished or when <= now:
+                del self._kills[task]
+                due += [] if task.finished else [task]
+            else:
+                pause = min(pause, when - now)
+        return due, pause
 
     def _stop(self, task: Task, deadline: _Deadline, passed: str) -> None:
         with self._lock:  # with it, as a deadline that was removed or set again must not pass
@@ -176,6 +211,7 @@ class _Timer:
             task.request_cancel(passed)
         except Exception:
             logger.exception("a task could not be stopped at its deadline")
+        kill_later(task, deadline.kill_after)
 
 
 def _any_left(deadlines: WeakKeyDictionary[Task, _Deadline]) -> bool:

@@ -1,7 +1,4 @@
-"""`ProgressFuture`: a `concurrent.futures.Future` that knows its task's progress and can stop it.
-
-The standard library's pools make plain futures; the executors turn each into one of ours as it enters its pool's queue.
-"""
+"""`ProgressFuture`: a `concurrent.futures.Future` that knows its task's progress and can stop it."""
 
 import asyncio
 import contextlib
@@ -12,7 +9,7 @@ from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, LOGGER, P
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from . import state as status
-from .deadlines import set_deadline
+from .deadlines import kill_later, set_deadline
 from .delivery import (
     INTERVAL,
     Callback,
@@ -164,23 +161,18 @@ class Watchable:
                 board.ended[feed] = None
 
 
-class ProgressFuture(Future[T], Watchable):  # in this order: else a plain future cannot become one
+class ProgressFuture(Watchable, Future[T]):
     """The future of a task whose progress can be watched and which can be cancelled while it runs.
 
     Made by the executors' `submit`. Everything of `concurrent.futures.Future` holds; in addition it can be awaited, or given
     to `asyncio.create_task` as if it were a coroutine.
     """
 
-    _task: Task
-
-    @classmethod
-    def _adopt(cls, future: "Future[T]", task: Task) -> "ProgressFuture[T]":
-        """Turn the plain future of `task`, which nobody else has seen yet, into one of ours."""
-        waiters = future._waiters = _Waiters()
-        waiters.task = future._task = task  # type: ignore[attr-defined]
-        future._condition = SafeCondition()
-        future.__class__ = cls
-        return future  # type: ignore[return-value]
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self._condition = SafeCondition()
+        self._waiters = _Waiters(task)
+        self._task = task
 
     def _is_cancellation(self, exception: BaseException | None) -> bool:
         return isinstance(exception, asyncio.CancelledError) and self._task.cancel_requested
@@ -203,20 +195,31 @@ class ProgressFuture(Future[T], Watchable):  # in this order: else a plain futur
 
     # Cancellation
 
-    def cancel(self, msg: str | None = None) -> bool:
+    def cancel(self, msg: str | None = None, *, kill_after: float | None = None) -> bool:
         """Stop the task: at once if it is pending, else at its next progress call. False if it is done.
 
         A running task is only asked: `running()` stays True until it has stopped. If it returns a value all the same,
         the future keeps it. `msg`, of the first call, is the message of the CancelledError that the task gets (cut after 248
-        bytes of UTF-8) and of the one that `result()` raises. TypeError if it is no str.
+        bytes of UTF-8) and of the one that `result()` raises.
+
+        `kill_after`, on processes: if the task still runs after so many seconds, its worker process is killed, and the
+        future is cancelled then; a result that has arrived by then is kept. Other tasks notice nothing. Processes that the
+        task has started live on.
+
+        TypeError if `msg` is no str or `kill_after` no number, ValueError if that is negative, or not finite, or if the task
+        does not run in a process of a ProcessPoolProgressExecutor: nothing else can be killed alone.
         """
         check_message(msg)
+        kill_after = self._task.checked_kill_after(kill_after)
         if self._cancel_pending(msg):
             return True
         if self.done():
             return self.cancelled()
         # Its final state may be kept though it is not yet done.
-        return self._task.request_cancel(msg) or self._task.snapshot()["status"] == status.CANCELLED
+        if self._task.request_cancel(msg):
+            kill_later(self._task, kill_after)
+            return True
+        return self._task.snapshot()["status"] == status.CANCELLED
 
     def _cancel_pending(self, msg: str | None = None) -> bool:
         """Cancel the task unless it is running, as the standard library does; but whoever waits hears of it at once.
@@ -227,6 +230,8 @@ class ProgressFuture(Future[T], Watchable):  # in this order: else a plain futur
         with SigintDeferred(), self._condition:
             if self._state != PENDING:
                 return self._state == CANCELLED_AND_NOTIFIED
+            if not self._task.withdraw():
+                return False
             self._task.reason = msg
             self._task.finish(status.CANCELLED)  # first: who sees that the future is cancelled finds the final state
             self._become_cancelled()
@@ -252,19 +257,21 @@ class ProgressFuture(Future[T], Watchable):  # in this order: else a plain futur
         """Whether `cancel()` was called, or a deadline passed, while that could still have an effect."""
         return self._task.cancel_requested or self.cancelled()
 
-    def set_deadline(self, timeout: float | None = None, stall: float | None = None) -> None:
+    def set_deadline(
+        self, timeout: float | None = None, stall: float | None = None, *, kill_after: float | None = None
+    ) -> None:
         """Have the task stopped when it has run for `timeout` seconds, or has reported nothing for `stall` seconds.
 
         Then it is asked to stop as by `cancel()`, and when it has stopped the future fails with a TimeoutError that says
         which of the two. If it returns a value or raises something else all the same, that is the outcome; if it was
-        cancelled before, it is cancelled.
+        cancelled before, it is cancelled. `kill_after` is that of `cancel()`: so many seconds after it was asked.
 
         Neither the time in the queue counts nor that for which it stands still: `timeout` counts from when the task began to
         run, `stall` from then or, if it is running, from now. Replaces an earlier deadline; both None removes it; no effect
         if the task is done or was asked to stop. ValueError for what is not positive or not finite, TypeError for what is
         no number.
         """
-        set_deadline(self._task, timeout, stall)
+        set_deadline(self._task, timeout, stall, self._task.checked_kill_after(kill_after))
 
     def _cancellation(self) -> CancelledError:
         reason = self._task.reason
@@ -306,14 +313,32 @@ class ProgressFuture(Future[T], Watchable):  # in this order: else a plain futur
                     raise InvalidStateError(f"{self._state}: {self!r}")
                 self._become_cancelled()
             self._invoke_callbacks()
-        elif isinstance(exception, BrokenExecutor) and self._state != RUNNING and not self.set_running_or_notify_cancel():
-            # Up to 3.12 the manager thread of a broken process pool fails all its work items, the cancelled ones too,
-            # and would die here of an InvalidStateError with the futures behind this one never done.
-            pass
         else:
-            self._task.broken = isinstance(exception, BrokenExecutor)
+            self._task.broken |= isinstance(exception, BrokenExecutor)
             self._task.finish(status.DONE if exception is None else status.FAILED)
             super().set_exception(exception)
+
+    def _run(self) -> None:
+        """For executors: run the task in this thread, to its end."""
+        try:
+            result = self._task.run()
+        except BaseException as error:
+            self.set_exception(error)
+            self = None  # type: ignore[assignment]  # the traceback holds this frame
+        else:
+            self.set_result(result)
+
+    def add_done_callback(self, fn: "Callable[[Future[T]], object]") -> None:
+        """As in the standard library."""
+        loop = asyncio._get_running_loop()
+        if loop is not None:  # as wrap_future does: from 3.15 on it does not ask for the result, which would deliver
+            super().add_done_callback(lambda future: future._deliver_in(loop))  # type: ignore[attr-defined]
+        super().add_done_callback(fn)
+
+    def _deliver_in(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._task.feed is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(self._deliver)
 
     def _invoke_callbacks(self) -> None:
         # The standard library lets through what is no Exception, which ends a thread pool's worker, or the thread in which
@@ -486,7 +511,7 @@ class Awaitable(Protocol[R_co]):
 
     def _source(self) -> Source: ...
     def _watch(self, interval: float) -> Coroutine[Any, Any, R_co]: ...
-    def cancel(self, msg: str | None = None) -> bool: ...
+    def cancel(self, msg: str | None = None, *, kill_after: float | None = None) -> bool: ...
 
 
 class Watch(Coroutine[Any, Any, R]):
@@ -546,7 +571,8 @@ class _Waiters(list[Any]):
 
     __slots__ = ("task",)
 
-    task: Task
+    def __init__(self, task: Task) -> None:
+        self.task = task
 
     def append(self, waiter: Any) -> None:
         # Called with the conditions of all the futures held, so nobody has set the event yet.

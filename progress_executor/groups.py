@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 from .delivery import INTERVAL, Board, Feed, Listener, Ticker, waiting
 from .following import Alarm
-from .futures import UNDONE, ProgressFuture, Watch, Watchable, message_of
+from .futures import UNDONE, ProgressFuture, Watch, Watchable, check_message, message_of
 from .interrupts import SafeCondition, call_each
 from .state import CANCELLED, DONE, FAILED, PAUSED, PENDING, RUNNING, GroupState, ProgressState
 from .tasks import Task
@@ -186,20 +186,36 @@ class ProgressGroup(Watchable, Generic[T]):
 
     # Cancellation
 
-    def cancel(self, msg: str | None = None) -> bool:
-        """Cancel all members, as their own `cancel(msg)` does; False if they are all done."""
+    def cancel(self, msg: str | None = None, *, kill_after: float | None = None) -> bool:
+        """Cancel all members, as their own `cancel(msg, kill_after=...)` does; False if they are all done.
+
+        TypeError and ValueError, with none of them asked, as of a member's.
+        """
+        check_message(msg)
+        for future in self.futures:
+            future._task.checked_kill_after(kill_after)
         if self.done():
             return False
         asked: list[bool] = []
 
         def ask(future: ProgressFuture[T]) -> None:
-            asked.append(future.cancel(msg))
+            asked.append(future.cancel(msg, kill_after=kill_after))
 
         # The first ones are running: others would take their place.
         interrupts = call_each(partial(ask, future) for future in reversed(self.futures))
         if interrupts:
             raise interrupts.pop()
         return any(asked)
+
+    def set_deadline(
+        self, timeout: float | None = None, stall: float | None = None, *, kill_after: float | None = None
+    ) -> None:
+        """Give each member a deadline of its own, as its `set_deadline()` does; TypeError and ValueError likewise.
+
+        A member that cannot have it raises, and those before it have theirs.
+        """
+        for future in self.futures:
+            future.set_deadline(timeout, stall, kill_after=kill_after)
 
     # Pausing
 

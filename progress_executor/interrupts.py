@@ -18,18 +18,18 @@ def in_main_thread() -> bool:
 
 
 class SigintDeferred:
-    """A context in which the main thread's handler of SIGINT is not called, but at its end, if there was one.
+    """A context in which the main thread's handler of SIGINT is not called; at its end it is, if the signal came.
 
-    What starts, fills or stops a pool must not be left half done by a KeyboardInterrupt: a work item that is noted but not
-    queued keeps the pool from ending. Nor must a bar: nobody would close it. `_signal` is what `signal` wraps, and ten
-    times as fast.
+    For what a KeyboardInterrupt must not leave half done: a bar that is opened and not noted would never be closed. A
+    handler that somebody sets meanwhile stays. `_signal` is what `signal` wraps, and ten times as fast.
     """
 
-    __slots__ = ("_handler", "_noted")
+    __slots__ = ("_active", "_came", "_handler")
 
     def __enter__(self) -> Self:
         self._handler: Any = None
-        self._noted: tuple[Any, ...] | None = None
+        self._came: tuple[Any, ...] | None = None
+        self._active = True
         if threading.get_ident() == threading.main_thread().ident:
             handler = _signal.getsignal(_SIGINT)
             if callable(handler):
@@ -39,30 +39,37 @@ class SigintDeferred:
 
     @contextlib.contextmanager
     def lifted(self) -> Iterator[None]:
-        """A context, in this one, in which the handler is called; of what came before it hears first."""
+        """A context, in this one, in which the handler is called; what came before is handled first."""
         try:
-            if self._handler is not None:
-                noted, self._noted = self._noted, None
-                _signal.signal(_SIGINT, self._handler)
-                if noted is not None:
-                    self._handler(*noted)
+            self._restore()
             yield
         finally:
-            if self._handler is not None:
+            if self._handler is not None and _signal.getsignal(_SIGINT) == self._handler:
+                self._active = True
                 _signal.signal(_SIGINT, self._note)
 
     def _note(self, *signum_and_frame: Any) -> None:
-        self._noted = signum_and_frame
+        if self._active:
+            self._came = signum_and_frame
+        else:  # somebody has kept this handler, and has put it back after the block
+            self._handler(*signum_and_frame)
 
-    def __exit__(self, *exc_info: object) -> None:
-        if self._handler is not None:
+    def _restore(self) -> None:
+        if self._handler is None:
+            return
+        if _signal.getsignal(_SIGINT) == self._note:
             try:
                 _signal.signal(_SIGINT, self._handler)
             except BaseException:  # of another signal's handler, which is called before this one is changed
                 _signal.signal(_SIGINT, self._handler)
                 raise
-            if self._noted is not None:
-                self._handler(*self._noted)
+        self._active = False
+        came, self._came = self._came, None
+        if came is not None:
+            self._handler(*came)
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._restore()
 
 
 class _Holding:
@@ -124,6 +131,10 @@ class SafeCondition(RLock, threading.Condition):  # type: ignore[misc]  # it may
     def release(self) -> None:
         super().release()
         _holding.end()
+
+    def notify_all(self) -> None:
+        if self._waiters:  # as a rule there are none, and to look takes less than to be told so
+            super().notify_all()
 
     def wait(self, timeout: float | None = None) -> bool:
         waiter = allocate_lock()

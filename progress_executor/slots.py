@@ -47,6 +47,7 @@ from ._speedups._layout import (
     STATUS_LENGTH_BYTE,
     STATUS_SIZE,
     STOOD,
+    TAKEN_BACK_BYTE,
     TOTAL,
     TOTAL_KIND_BYTE,
     N,
@@ -65,6 +66,9 @@ _empty = bytearray(SLOT_SIZE)
 _empty[TOTAL_KIND_BYTE] = NONE
 EMPTY = bytes(_empty)
 """The bytes of a slot that nobody wrote to: n is 0, total unknown, not started."""
+
+_BLANK = EMPTY[:RING_BYTE]
+"""Of what is behind it nothing counts then."""
 
 _Scale = tuple[float, float, float, float]
 """low, high, first, last: what the n of a task with parts is calculated from, see `_layout.py`."""
@@ -88,11 +92,14 @@ class Slot:
         self._known = _AT_FIRST
         self.spoke = False
 
-    def clear(self) -> None:
-        """Make it the slot of a new task."""
-        self.buffer[:] = EMPTY
-        self._known = _AT_FIRST
-        self.spoke = False
+    def renewed(self) -> "Slot":
+        """The slot of a new task, in the same memory. Not the same object: somebody may still read of the old one's."""
+        slot = Slot.__new__(Slot)
+        slot.buffer, slot._words, slot._doubles = self.buffer, self._words, self._doubles
+        slot.buffer[:RING_BYTE] = _BLANK
+        slot._known = _AT_FIRST
+        slot.spoke = False
+        return slot
 
     def start(self, now: float) -> None:
         """The task begins; called on its side, with the time."""
@@ -174,14 +181,20 @@ class Slot:
         at = start % RING_SIZE
         return bytes(ring[at : at + size]) + bytes(ring[: max(at + size - RING_SIZE, 0)])
 
-    def may_begin(self) -> bool:
-        """Whether the task, which has just started, was not cancelled before: asked in another process than the caller's.
+    def take_back(self) -> bool:
+        """Have a task that was given in advance not begin; False if it has begun."""
+        self.buffer[TAKEN_BACK_BYTE] = 1
+        fence()  # see `may_begin`
+        return self.started_at is None
 
-        Either this sees `cancel`, or whoever cancels finds the task started behind it. Each side writes and then reads
+    def may_begin(self) -> bool:
+        """Whether the task, which has just started, was neither cancelled nor taken back before: asked in its own process.
+
+        Either this sees it, or whoever does so finds the task started behind it; both may be. Each side writes and then reads
         what the other writes, and a processor, x86 too, may well read first; not across a fence.
         """
         fence()
-        return self.buffer[CALLER_BYTE] != CANCEL
+        return self.buffer[CALLER_BYTE] != CANCEL and not self.buffer[TAKEN_BACK_BYTE]
 
     def snapshot(self, tries: int = _TRIES) -> ProgressState:
         """n, total and status, all from the same write.
@@ -227,15 +240,6 @@ class Slot:
         if 0 < self._doubles[STANDS_SINCE] < _NEVER:
             return ProgressState(n=state["n"], total=state["total"], status=PAUSED)
         return state.copy()
-
-    def release(self) -> None:
-        """Let go of the buffer, which cannot be closed before; `snapshot` and `started_at` stay as they are."""
-        last = Slot(bytearray(self.buffer))
-        last._known = self._known
-        self._words.release()
-        self._doubles.release()
-        self.buffer.release()
-        self.buffer, self._words, self._doubles = last.buffer, last._words, last._doubles
 
 
 def _told_as_lost(count: int) -> str:

@@ -77,7 +77,7 @@ class Task:
     keeps: object = None
     """Its pool, until it has ended: one that was dropped still replaces workers, and is left at exit."""
     broken = False
-    """Whether its pool is broken: then who wrote to its slot may have been killed or stopped in the midst of it."""
+    """Whether its worker is dead: it may have been killed in the midst of a write to the slot."""
     _final: ProgressState | None = None
 
     def __init__(self, board: Board, call: Call) -> None:
@@ -125,15 +125,16 @@ class Task:
     def snapshot(self) -> ProgressState:
         """A snapshot; the final one once it has ended."""
         slot = self.slot  # before the final state, as `finish` writes them the other way round
-        final = self._final
-        if final is not None:
-            return final.copy()
-        if slot is not None:
-            return slot.snapshot()
+        if slot is not None and self._final is None:
+            state = slot.snapshot()
+            if self._final is None:  # else the slot may serve another task since
+                return state
+        if self._final is not None:
+            return self._final.copy()
         return {"n": 0, "total": None, "status": PENDING if self.started_at is None else RUNNING}
 
-    def run(self) -> Any:
-        """Call the function, in a thread of this process."""
+    def run(self, returned: list[Any] | None = None) -> Any:
+        """Call the function, in a thread of this process; its value is appended to `returned` in one step, if that is given."""
         call = self.call
         slot = Slot() if call is not None and takes_progress(call) else None
         if call is None or not self.start(slot, time()):
@@ -147,7 +148,9 @@ class Task:
             kwargs["progress"] = updater = Updater(slot.buffer, self.push)
             token = current.set(updater)
         try:
-            return fn(*args, **kwargs)
+            if returned is None:
+                return fn(*args, **kwargs)
+            returned.append(fn(*args, **kwargs))
         finally:
             current.reset(token)
 
@@ -220,6 +223,20 @@ class Task:
             if slot is not None:
                 slot.cancel(self.reason)
             return True
+
+    def withdraw(self) -> bool:
+        """Take the pending task back from where it waits to begin; False if it has begun."""
+        return True
+
+    def checked_kill_after(self, seconds: float | None) -> float | None:
+        """The seconds; ValueError if this task cannot be killed."""
+        if seconds is not None:
+            raise ValueError("kill_after is for tasks of a ProcessPoolProgressExecutor: what runs elsewhere cannot be killed alone")
+        return None
+
+    def kill(self) -> bool:
+        """Kill the process in which the task runs; False if it is in none yet."""
+        return True
 
     def check_pausing(self) -> None:
         """RuntimeError if it cannot be paused."""

@@ -17,7 +17,8 @@ from those that end in `_BYTE`. The caller writes bytes 0 and 2 and words 56 to 
     word 50  how many bytes the task has written into the ring
     word 51  how many texts found no room there since the last one that did
     word 52  word 88, bits inverted, when the task gave up waiting for room
-    word 56  byte 0 length of the caller's message, 1 whether the caller takes texts out of the ring
+    word 56  byte 0 length of the caller's message, 1 whether the caller takes texts out of the ring, 2 whether it has taken
+             the task back before it began
     word 57- why the task is to stop, UTF-8
     word 88  how many bytes the caller has taken out of the ring
     word 96- the ring: what the task says, each text as its length and how many were lost before it, two uint32, and UTF-8;
@@ -61,6 +62,7 @@ LOST = 51
 GAVE_UP = 52
 MESSAGE_LENGTH_BYTE = 448
 LISTENS_BYTE = 449
+TAKEN_BACK_BYTE = 450
 MESSAGE_BYTE = 456
 HEARD = 88
 

@@ -1,21 +1,28 @@
 """`ProgressExecutor`: what the executors have in common. submit, leaving, and stopping everything on Ctrl-C."""
 
 import asyncio
+import concurrent.futures.thread  # so that its hook at exit is registered before ours, and runs after it
 import os
 import sys
 import threading
 import weakref
 from abc import abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
-from time import sleep
+from functools import partial
+from itertools import chain, islice
+from time import monotonic
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
 
-from ..delivery import Board, logger
+from .._speedups import Updater
+from ..deadlines import kill_later
+from ..delivery import INTERVAL, Board, logger
+from ..following import Alarm
 from ..futures import ProgressFuture
-from ..interrupts import SigintDeferred, call_each
-from ..tasks import Call
+from ..interrupts import SafeCondition, SigintDeferred, call_each
+from ..tasks import Call, takes_progress
 
 T = TypeVar("T")
 
@@ -45,6 +52,36 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_disown_executors)
 
 
+class End:
+    """An event on which threads and event loops wait until an executor has nothing to do any more, and takes nothing."""
+
+    def __init__(self) -> None:
+        self.reached = False
+        self._condition = SafeCondition()
+        self._alarms: list[Alarm] = []
+
+    def reach(self) -> None:
+        with self._condition:
+            self.reached = True
+            self._condition.notify_all()
+        for alarm in self._alarms.copy():
+            alarm.ring()
+
+    def wait(self, timeout: float) -> bool:
+        with self._condition:
+            return self.reached or self._condition.wait(timeout) or self.reached
+
+    async def wait_in_loop(self, timeout: float) -> bool:
+        alarm = Alarm()
+        self._alarms.append(alarm)
+        try:
+            if not self.reached:
+                await asyncio.wait([alarm.rung], timeout=timeout)
+        finally:
+            self._alarms.remove(alarm)
+        return self.reached
+
+
 class ProgressExecutor(Executor):
     """A `concurrent.futures.Executor` whose futures carry progress to the caller and cancellation to the task.
 
@@ -53,10 +90,12 @@ class ProgressExecutor(Executor):
     `asyncio.CancelledError`, it cancels them first. `async with` does so without blocking the event loop.
     """
 
-    def _set_up(self) -> None:
+    _kill_after: float | None = None
+    """Seconds after which a task is killed that Ctrl-C has asked to stop."""
+
+    def _set_up(self, end: End | None = None) -> None:
         self._board = Board()
-        # Two threads may leave: a daemon thread, and at exit the main one. A pool's pipes are to be closed once.
-        self._leaving = threading.RLock()
+        self._end = end or End()
         self._inside: int | None = None  # the thread that is in the executor's `with` block
         self._owner = os.getpid()
         _executors.add(self)
@@ -70,6 +109,54 @@ class ProgressExecutor(Executor):
             raise TypeError(f"submit() takes a callable, not {type(fn).__name__}")
         return self._enqueue((fn, args, kwargs))
 
+    def map(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[T]:
+        """As in the standard library of 3.14: the values of `fn(*items)`, in order.
+
+        On processes, `chunksize` items are one task, and `progress`, if `fn` takes it, is that of the whole chunk. With
+        `buffersize`, only so many tasks are submitted before their values are asked for.
+        """
+        if chunksize < 1:
+            raise ValueError("chunksize must be >= 1.")
+        if buffersize is not None and not isinstance(buffersize, int):
+            raise TypeError("buffersize must be an integer or None")
+        if buffersize is not None and buffersize < 1:
+            raise ValueError("buffersize must be None or > 0")
+        calls: Iterator[Any] = zip(*iterables)  # noqa: B905  # as long as the shortest, like map
+        if not self._takes_chunks:
+            return self._map(fn, calls, timeout, buffersize)
+        with_progress = takes_progress((fn, (None,) * len(iterables), {}))
+        run_chunk = partial(run_chunk_with_progress if with_progress else run_chunk_without, fn)
+        chunks = ((chunk,) for chunk in iter(lambda: list(islice(calls, chunksize)), []))
+        return chain.from_iterable(self._map(run_chunk, chunks, timeout, buffersize))
+
+    _takes_chunks = False
+
+    def _map(
+        self, fn: Callable[..., Any], calls: Iterator[Any], timeout: float | None, buffersize: int | None
+    ) -> Iterator[Any]:
+        end = None if timeout is None else monotonic() + timeout
+        futures = deque(self.submit(fn, *args) for args in islice(calls, buffersize))
+
+        def values() -> Iterator[Any]:
+            try:
+                while futures:
+                    value = [_value_or_cancel(futures, end)]
+                    if buffersize is not None:
+                        futures.extend(self.submit(fn, *args) for args in islice(calls, 1))
+                    yield value.pop()  # nothing here keeps it alive
+            finally:
+                for future in futures:
+                    future.cancel()
+
+        return values()
+
     @abstractmethod
     def _enqueue(self, call: Call) -> ProgressFuture[Any]: ...
 
@@ -82,8 +169,7 @@ class ProgressExecutor(Executor):
         if self._owner != os.getpid():
             return
         if not wait:
-            with self._leaving:
-                self._shut_down(wait=False)
+            self._close()
             interrupts = self._cancel_pending() if cancel_futures else []
         else:
             interrupts = []
@@ -110,33 +196,26 @@ class ProgressExecutor(Executor):
             raise interrupts.pop()
 
     @abstractmethod
-    def _shut_down(self, wait: bool) -> None:
-        """Take no more tasks; with `wait`, return when all have ended."""
-
-    @abstractmethod
-    def _ended(self) -> bool:
-        """Take no more tasks, and say whether all have ended."""
+    def _close(self) -> None:
+        """Take no more tasks; waits for nothing, and may be called again."""
 
     @abstractmethod
     def _pending(self) -> Iterable[Callable[[], object]]:
         """What cancels each of the tasks that are not running."""
 
     def _leave(self) -> None:
-        for pause in _pauses():
-            if self._try_to_end():
-                break
+        self._close()
+        while not self._end.wait(self._pause()):
             self._board.pump()
-            sleep(pause)
+        self._clean_up()
         self._board.pump(everyone=True)
 
-    def _try_to_end(self) -> bool:
-        # The standard library's own waiting delivers nothing, and up to 3.12 a thread whose join() was interrupted by
-        # Ctrl-C passes for ended: join what has ended only.
-        with SigintDeferred(), self._leaving:
-            ended = self._ended()
-            if ended:
-                self._shut_down(wait=True)
-            return ended
+    def _pause(self) -> float:
+        """For how long to wait at most: until something is to be delivered."""
+        return INTERVAL if self._board.watched else 1.0
+
+    def _clean_up(self) -> None:
+        """Called when the end is reached."""
 
     def _give_up(self) -> None:
         """Ctrl-C is raised before all have ended: they are asked to, and the terminal is left to the program.
@@ -164,6 +243,7 @@ class ProgressExecutor(Executor):
                 running = self._board.running.copy()
             for task in running:
                 task.request_cancel()
+                kill_later(task, self._kill_after)
             return self._cancel_pending()
 
     def __enter__(self) -> Self:
@@ -213,23 +293,35 @@ class ProgressExecutor(Executor):
     async def _leave_in_loop(self) -> list[BaseException]:
         """Like `_leave`, but for an event loop; if cancelled itself, it cancels all tasks; returns what to raise then."""
         interrupts: list[BaseException] = []
-        for pause in _pauses():
-            if self._try_to_end():
-                break
+        self._close()
+        while not self._end.reached:
             self._board.pump()
             try:
-                await asyncio.sleep(pause)
+                await self._end.wait_in_loop(self._pause())
             except asyncio.CancelledError as error:
                 interrupts = self._cancel_all() or interrupts or [error]
+        self._clean_up()
         return interrupts
 
 
-def _pauses() -> Iterator[float]:
-    """For how long to sleep between two looks at what has to end: a thousandth of a second, soon a fiftieth."""
-    pause = 0.001
-    while True:
-        yield pause
-        pause = min(pause * 1.5, 0.02)
+def _value_or_cancel(futures: "deque[ProgressFuture[T]]", end: float | None) -> T:
+    """The value of the first of them, which is taken out; it is cancelled if that cannot be given."""
+    try:
+        future = futures.popleft()
+        try:
+            return future.result(None if end is None else end - monotonic())
+        finally:
+            future.cancel()
+    finally:
+        del future  # the traceback of what it has raised holds this frame
+
+
+def run_chunk_without(fn: Callable[..., T], chunk: list[tuple[Any, ...]]) -> list[T]:
+    return [fn(*args) for args in chunk]
+
+
+def run_chunk_with_progress(fn: Callable[..., T], chunk: list[tuple[Any, ...]], progress: Updater) -> list[T]:
+    return [fn(*args, progress=progress) for args in chunk]
 
 
 def _is_interrupt(exc_type: type[BaseException] | None) -> bool:
@@ -239,9 +331,10 @@ def _is_interrupt(exc_type: type[BaseException] | None) -> bool:
 def leave_all() -> None:
     """At exit, wait for all executors as if each were left there, by Ctrl-C if that is why the program ends.
 
-    Registered by the modules of the pools, so that it runs before the standard library's own waiting, which would deliver no
-    progress and, after Ctrl-C, run all that was submitted.
+    Before threads are joined, and before the standard library waits for its pools.
     """
+    global program_ends
+    program_ends = True
     # In an interactive session the last exception may be an old one.
     interrupted = not hasattr(sys, "ps1") and issubclass(getattr(sys, "last_type", None) or Exception, KeyboardInterrupt)
     for executor in tuple(executors_to_leave):
@@ -255,3 +348,9 @@ def leave_all() -> None:
             pass
         except Exception:
             logger.exception("%r could not be left at exit", executor)
+
+
+program_ends = False
+"""Whether the executors are being left at exit, or were."""
+
+threading._register_atexit(leave_all)  # type: ignore[attr-defined]

@@ -39,7 +39,7 @@ from ..futures import ProgressFuture, check_message
 from ..interrupts import SigintDeferred
 from ..state import CANCELLED, DONE, PAUSED, RUNNING, ProgressState
 from ..tasks import Call, Task, takes_progress
-from .base import ProgressExecutor, executors_to_leave, leave_all
+from .base import ProgressExecutor, executors_to_leave
 from .relay import News, Outcome, Packed
 
 OPTIONS = frozenset({"workers", "resources", "retries", "priority", "key", "allow_other_workers", "fifo_timeout"})
@@ -230,8 +230,9 @@ class DaskFuture(ProgressFuture[Any]):
 
     _task: DaskTask
 
-    def cancel(self, msg: str | None = None) -> bool:
+    def cancel(self, msg: str | None = None, *, kill_after: float | None = None) -> bool:
         check_message(msg)
+        self._task.checked_kill_after(kill_after)
         if self.done():
             return self.cancelled()
         return self._task.request_cancel(msg) or self._task.snapshot()["status"] == CANCELLED
@@ -266,9 +267,10 @@ class DaskProgressExecutor(ProgressExecutor):
         self._patience = _PATIENCE[0]
         # Not the client's own thread: in there no done callback could wait for anything of Dask's, and a slow one would
         # have the scheduler take the client for lost.
-        self._ending = ThreadPoolExecutor(1, "progress_executor")
+        self._ending_threads: list[int] = []
+        self._ending = ThreadPoolExecutor(1, "progress_executor", _note_thread, (self._ending_threads,))
         self._closed = False
-        self._over = threading.Event()
+        self._leaving = threading.RLock()
         self._unsubscribe = weakref.finalize(self, _unsubscribe, client, self._topic)
         self._unsubscribe.atexit = False
         self._set_up()
@@ -278,7 +280,7 @@ class DaskProgressExecutor(ProgressExecutor):
         fn, _, kwargs = call
         options = _take_options(fn, kwargs)
         task = DaskTask(self._board, call, self, next(_numbers))
-        future = task.future = DaskFuture._adopt(Future(), task)
+        future = task.future = DaskFuture(task)
         try:
             pickled = io.BytesIO()
             pickler = _Pickler(pickled)
@@ -483,21 +485,21 @@ class DaskProgressExecutor(ProgressExecutor):
         """It has ended; called in the thread in which tasks do."""
         del self._tasks[task.number]
         if self._closed and not self._tasks:
-            self._close()
+            self._close_client()
 
-    def _close(self) -> None:
+    def _close_client(self) -> None:
         """In the thread that ends futures, and for which nothing is left to do."""
-        if not self._over.is_set():
+        if not self._end.reached:
             self._ending.shutdown(wait=False)
             try:
                 self._unsubscribe()
                 if self._owns_client:
                     self.client.close()
             finally:
-                self._over.set()
+                self._end.reach()
 
     def _in_ending_thread(self) -> bool:
-        return threading.current_thread() in self._ending._threads
+        return threading.get_ident() in self._ending_threads
 
     def _may_block(self) -> None:
         if self._in_ending_thread():
@@ -512,17 +514,12 @@ class DaskProgressExecutor(ProgressExecutor):
         self._may_block()
         super()._leave()
 
-    def _shut_down(self, wait: bool) -> None:
-        self._closed = True
-        if not self._tasks:
-            with contextlib.suppress(RuntimeError):  # it was done already
-                self._ending.submit(self._close)
-        if wait:
-            self._over.wait()
-
-    def _ended(self) -> bool:
-        self._shut_down(wait=False)
-        return self._over.is_set()
+    def _close(self) -> None:
+        with self._leaving:
+            self._closed = True
+            if not self._tasks:
+                with contextlib.suppress(RuntimeError):  # it was done already
+                    self._ending.submit(self._close_client)
 
     def _pending(self) -> Iterable[Callable[[], object]]:
         # Those of which no worker has told.
@@ -601,6 +598,10 @@ def _instruct(topic: str, wanted: dict[int, tuple[bool, bool]], dask_worker: Any
 _RUN, _CANCEL, _INSTRUCT = _ByValue(_run), _ByValue(_cancel), _ByValue(_instruct)
 
 
+def _note_thread(threads: list[int]) -> None:
+    threads.append(threading.get_ident())
+
+
 def _end_safely(task: DaskTask, how: Callable[..., None], *args: Any) -> None:
     try:
         how(*args)
@@ -652,5 +653,3 @@ def _weakly(method: Callable[[Any], None]) -> Callable[[Any], None]:
 
     return call
 
-
-threading._register_atexit(leave_all)  # type: ignore[attr-defined]

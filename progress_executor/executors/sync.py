@@ -39,19 +39,24 @@ class SyncTask(Task):
             future = self.futures.get(self)
             if future is None or not future.set_running_or_notify_cancel():
                 return
+            returned: list[Any] = []
+            interrupts: list[BaseException] = []  # a list, so that it can be popped before it is raised: no reference cycle
             try:
                 with deferred.lifted(), _cancelled_by_sigint(self):
-                    result = self.run()
-            except KeyboardInterrupt:
+                    self.run(returned)
+            except BaseException as error:
+                if not returned and not isinstance(error, KeyboardInterrupt):
+                    future.set_exception(error)
+                    future = None  # the traceback holds this frame
+                    return
+                interrupts.append(error)
+            if returned:  # a value is kept, though Ctrl-C came before it could be told
+                future.set_result(returned.pop())
+            else:
                 self.cancel_requested = True
                 future.set_exception(asyncio.CancelledError())
-                raise
-            except BaseException as error:
-                future.set_exception(error)
-                # The traceback holds this frame: break the cycle.
-                future = None
-            else:
-                future.set_result(result)
+            if interrupts:
+                raise interrupts.pop()
 
     def _take(self) -> bool:
         """Whether it is the calling thread that has to run it; RuntimeError if that does so already."""
@@ -144,7 +149,8 @@ def _cancelled_by_sigint(task: SyncTask) -> Iterator[None]:
             task.request_cancel()
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
+        if signal.getsignal(signal.SIGINT) is cancel_and_go_on:  # else the task has set another one
+            signal.signal(signal.SIGINT, handler)
 
 
 def _cancels_of_main_task(handler: Any) -> int:
@@ -169,23 +175,18 @@ class SyncProgressExecutor(ProgressExecutor):
         if self._closed:
             raise RuntimeError("cannot schedule new futures after shutdown")
         task = SyncTask(self._board, call, self._futures)
-        future = self._futures[task] = SyncFuture._adopt(Future(), task)
+        future = self._futures[task] = SyncFuture(task)
         return future
 
+    def _close(self) -> None:
+        self._closed = True
+
     def _leave(self) -> None:
-        self._shut_down(wait=True)
+        self._close()
+        for task, future in tuple(self._futures.items()):
+            task.run_here()
+            concurrent.futures.wait([future])  # unless another thread runs it, it is done
         self._board.pump(everyone=True)
-
-    def _shut_down(self, wait: bool) -> None:
-        self._closed = True
-        if wait:
-            for task, future in tuple(self._futures.items()):
-                task.run_here()
-                concurrent.futures.wait([future])  # unless another thread runs it, it is done
-
-    def _ended(self) -> bool:
-        self._closed = True
-        return not self._futures
 
     async def _leave_in_loop(self) -> list[BaseException]:
         self._closed = True

@@ -1,0 +1,194 @@
+"""What the pools of threads and of processes share: the threads of one pool, and the queue from which they take their tasks.
+
+To submit is one step, an append, so that Ctrl-C before or after it is harmless; a signal handler or a finalizer may come in
+the midst of anything here, and submit. The threads hold the crew and not the executor, which may be dropped.
+"""
+
+import os
+import threading
+import weakref
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import BrokenExecutor
+from contextlib import suppress
+from queue import SimpleQueue
+from typing import Any
+
+from ..futures import ProgressFuture
+from ..interrupts import SigintDeferred
+from . import base
+from .base import End, ProgressExecutor
+
+Pending = ProgressFuture[Any]
+
+
+class Crew:
+    """Up to `size` threads, each of which runs `work()`, which takes futures with `take()` until that gives None.
+
+    One more is started when more futures are pending than threads are idle.
+    """
+
+    def __init__(self, size: int, name: str) -> None:
+        self.size = size
+        self.pending: deque[Pending] = deque()
+        self.threads: set[threading.Thread] = set()
+        self.end = End()
+        self.closed = False
+        self.broken: BrokenExecutor | None = None
+        self._name = name
+        self._serving: set[threading.Thread] = set()  # those that will look again at what is pending
+        self._over = 0  # how many threads have ended
+        self._idle: list[None] = []  # one for each thread that waits
+        self._wake: SimpleQueue[None] = SimpleQueue()
+        self._lock = threading.RLock()
+
+    @abstractmethod
+    def work(self) -> None: ...
+
+    def put(self, future: Pending) -> None:
+        """Have the task of `future` run; RuntimeError if the crew is closed, or broken."""
+        self._check()
+        self.pending.append(future)
+        self._see_to_it()
+        if self.closed and not self._serving:  # since just now: nobody looks any more
+            with suppress(ValueError):
+                self.pending.remove(future)
+                self._check()
+
+    def _check(self) -> None:
+        if self.broken is not None:
+            raise type(self.broken)(*self.broken.args)
+        if self.closed:
+            after = "interpreter shutdown" if base.program_ends else "shutdown"
+            raise RuntimeError(f"cannot schedule new futures after {after}")
+
+    def put_back(self, future: Pending) -> None:
+        """Have it run before all that is pending."""
+        self.pending.appendleft(future)
+        self._see_to_it()
+
+    def _see_to_it(self) -> None:
+        self.wake_one()
+        if len(self.threads) < self.size and len(self.pending) > len(self._idle):
+            self.grow()
+
+    def wake_one(self) -> None:
+        """Have an idle thread, if there is one, look around."""
+        if self._idle:
+            self._wake.put(None)
+
+    def grow(self) -> None:
+        """Start one more thread."""
+        with SigintDeferred(), self._lock:  # nobody would wait for a thread that was started and not noted
+            if len(self.threads) >= self.size:
+                return
+            thread = threading.Thread(target=self._run, name=f"{self._name}_{len(self.threads)}", daemon=False)
+            self.threads.add(thread)
+            self._serving.add(thread)
+            try:
+                thread.start()
+            except BaseException:
+                self.threads.discard(thread)
+                self._serving.discard(thread)
+                raise
+
+    def take(self) -> Pending | None:
+        """The next future; waits for one, and gives None when the crew is closed and none is left."""
+        while True:
+            try:
+                future = self.pending.popleft()
+            except IndexError:
+                if not self._wait():
+                    return None
+                continue
+            if len(self.threads) < self.size and len(self.pending) > len(self._idle):
+                self.grow()  # who submitted may have taken this thread for an idle one
+            return future
+
+    def _wait(self) -> bool:
+        """Wait until there may be something to take; False if there will not."""
+        if self.closed:
+            thread = threading.current_thread()
+            self._serving.discard(thread)
+            if not self.pending and not self.bring():
+                return False
+            self._serving.add(thread)  # `put` may have relied on it
+            return True
+        self._idle.append(None)
+        try:
+            if not self.pending and not self.closed and not self.bring():
+                self._wake.get()
+        finally:
+            self._idle.pop()
+        return True
+
+    def bring(self) -> bool:
+        """Have what waits elsewhere, though a thread is idle, be pending; whether there was something."""
+        return False
+
+    def close(self) -> None:
+        """Take no more; the threads end when nothing is left. Waits for nothing: a finalizer may call this."""
+        self.closed = True
+        for _ in range(self.size):
+            self._wake.put(None)
+        if self.pending and not self._serving:  # Ctrl-C came between the steps of `put`
+            self.grow()
+        self._end_if_over()
+
+    def break_down(self, error: BrokenExecutor) -> None:
+        """Fail all that is pending, and take no more."""
+        self.broken = error
+        self.close()
+        while True:
+            try:
+                future = self.pending.popleft()
+            except IndexError:
+                break
+            if future.set_running_or_notify_cancel():
+                future.set_exception(type(error)(*error.args))
+
+    def _run(self) -> None:
+        try:
+            self.work()
+        finally:
+            with self._lock:
+                self._serving.discard(threading.current_thread())
+                self._over += 1
+            self._end_if_over()
+
+    def _end_if_over(self) -> None:
+        if self.closed and self._over == len(self.threads) and not self.pending:
+            self.end.reach()
+
+
+class PoolExecutor(ProgressExecutor):
+    """An executor with a crew."""
+
+    def _set_up_pool(self, crew: Crew) -> None:
+        self._crew = crew
+        self._set_up(crew.end)
+        self._close_crew = weakref.finalize(self, crew.close)
+        self._close_crew.atexit = False
+        base.executors_to_leave.add(self)
+
+    def _put(self, future: Pending) -> Pending:
+        if self._inside is None:  # else it is left, or at its end cancels what it was given: see `__del__`
+            future._task.keeps = self
+        self._crew.put(future)
+        return future
+
+    def _leave(self) -> None:
+        if threading.current_thread() in self._crew.threads:
+            raise RuntimeError("what runs in a thread of an executor cannot wait for that executor's end")
+        super()._leave()
+
+    def _clean_up(self) -> None:
+        for thread in tuple(self._crew.threads):
+            thread.join()  # it has nothing left to do
+
+    def _close(self) -> None:
+        self._crew.close()
+
+    def _pending(self) -> "Iterable[Callable[[], object]]":
+        return [future._cancel_pending for future in tuple(self._crew.pending)]

@@ -1,0 +1,131 @@
+"""How a worker process is started, and what a forked process must not keep of it.
+
+A worker sees by the end of a pipe that its caller has ended, and the caller that a worker has. That end comes when nobody
+holds the other end of the pipe, so whoever is forked, another worker or a process of the user's, closes those it inherits.
+"""
+
+import multiprocessing.process
+import operator
+import os
+import signal
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+from .memory import SharedMemory
+from .wire import Message, receiver, sender
+from .worker import work
+
+_ends: set[Connection] = set()
+"""All ends of pipes to workers that this process has."""
+_lock = threading.RLock()
+"""Held while pipes are made, and by who forks: nobody is forked who does not know them."""
+_own = threading.local()
+"""The ends that are for the worker which this thread is starting."""
+_processes: "weakref.WeakSet[Any]" = weakref.WeakSet()
+"""The worker processes of all pools of this process."""
+
+
+def _after_fork_in_child() -> None:
+    global _lock
+    _lock = threading.RLock()
+    for end in _ends.difference(getattr(_own, "ends", ())):
+        end.close()
+    _ends.clear()
+    # multiprocessing would join them at exit, and whoever is no child of this process cannot be joined.
+    multiprocessing.process._children.difference_update(_processes)  # type: ignore[attr-defined]
+    _processes.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=lambda: _lock.acquire(), after_in_parent=lambda: _lock.release(), after_in_child=_after_fork_in_child
+    )
+
+
+class Launched(NamedTuple):
+    """A worker process, and what sends to it and receives from it."""
+
+    process: Any
+    send: Callable[[Message], object]
+    receive: Callable[[], Message]
+    ends: list[Connection]
+
+    def close(self) -> None:
+        """Close the pipes, which has the worker end when its task has."""
+        _close(self.ends)
+
+
+def launch(context: Any, memory: SharedMemory, initializer: Callable[..., object] | None, initargs: Any) -> Launched:
+    """Start a worker. OSError where there are no more processes, or no more pipes."""
+    # For calls, for answers, and one through which nothing goes: its end tells the worker that the caller has ended.
+    ours: list[Connection] = []
+    theirs: list[Connection] = []
+    try:
+        for caller_writes in (True, False, True):
+            with _lock:
+                reader, writer = context.Pipe(duplex=False)
+                _ends.update((reader, writer))
+            ours.append(writer if caller_writes else reader)
+            theirs.append(reader if caller_writes else writer)
+        process = context.Process(target=work, args=(*theirs, memory, initializer, initargs))
+        _own.ends = theirs
+        _start(context, process)
+    except BaseException:
+        _close(ours)
+        raise
+    finally:
+        _own.ends = ()
+        _close(theirs)
+        memory.close_handle()
+    _processes.add(process)
+    return Launched(process, sender(ours[0]), receiver(ours[1]), ours)
+
+
+def _close(ends: list[Connection]) -> None:
+    with _lock:
+        _ends.difference_update(ends)
+    for end in ends:
+        end.close()
+
+
+def _start(context: Any, process: Any) -> None:
+    if context.get_start_method() == "forkserver":
+        # It serves others, too, whose processes must not begin with SIGINT blocked.
+        process.name = _NameOfQuiet(process.name)
+        forkserver.ensure_running()
+    with _sigint_blocked():
+        process.start()
+
+
+@contextmanager
+def _sigint_blocked() -> Iterator[None]:
+    """A worker that is started meanwhile has SIGINT blocked until it ignores it: no traceback in between."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+class _NameOfQuiet(str):
+    """The name of a worker that the fork server starts: the first thing that it unpickles, and makes it ignore SIGINT.
+
+    The mask is no help there: it would be the server's. And to import what the tasks need takes long: Ctrl-C meanwhile would
+    end the worker, with a traceback.
+    """
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return operator.getitem, ([str(self), _IgnoreSigint()], 0)
+
+
+class _IgnoreSigint:
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return signal.signal, (int(signal.SIGINT), int(signal.SIG_IGN))

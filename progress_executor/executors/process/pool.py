@@ -1,0 +1,287 @@
+"""`ProcessPoolProgressExecutor`: tasks run in processes of its own, each served by a thread of the caller (`link.py`)."""
+
+import itertools
+import math
+import multiprocessing
+import os
+import sys
+import types
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from functools import partial
+from multiprocessing.context import BaseContext
+from typing import Any, TypeVar
+
+from ...futures import ProgressFuture
+from ...interrupts import SigintDeferred
+from ...slots import Slot
+from ...tasks import Call, Task
+from ..crew import Crew, PoolExecutor
+from .link import Link
+from .wire import SMALL
+
+T = TypeVar("T")
+
+_DEATHS = 3
+"""How many workers in a row may die before they are ready."""
+_OVERTAKES = 2
+"""By how many tasks per worker those that were submitted later may overtake one that was given in advance."""
+
+
+class ProcessTask(Task):
+    """Its slot is in the memory of the worker that it was given to, and of the next task when this one has ended.
+
+    The board's lock keeps them apart.
+    """
+
+    number = 0  # in the order of submission
+    link: Link | None = None  # which has it
+    reports = False  # whether its function is given an Updater
+
+    def attach(self, link: Link, slot: Slot) -> bool:
+        """It is given to a worker; False if it was cancelled before."""
+        with self.board.lock:
+            if self._final is not None or not self.start(slot, None):
+                self.slot = None
+                return False
+            self.link = link
+            return True
+
+    def detach(self) -> None:
+        """It is pending again."""
+        with self.board.lock:
+            self.link = self.slot = None
+            self.board.running.discard(self)
+
+    def withdraw(self) -> bool:
+        while (link := self.link) is not None:
+            if link.take_back(self) is not None:
+                return True
+            if self.link is link:
+                return False
+        return True
+
+    def kill(self) -> bool:
+        link = self.link
+        return self.finished if link is None else link.kill(self)
+
+    def checked_kill_after(self, seconds: float | None) -> float | None:
+        return checked_kill_after(seconds)
+
+    def began(self) -> float | None:
+        slot = self.slot
+        began = None if slot is None else slot.started_at
+        return self.started_at if self._final is not None or began is None else began
+
+    def finish(self, status: str) -> None:
+        if self._final is not None:
+            return
+        kept = self.call, self.keeps  # what only the task keeps alive must not end, and run anybody's code, under the lock
+        with self.board.lock:
+            if self.slot is not None:
+                self.started_at = self.slot.started_at
+                if not self.reports and not self.was_paused and self.slot.blank:
+                    self.slot = None
+            super().finish(status)
+        self.link = None
+        del kept
+
+    def disown(self) -> None:
+        with self.board.lock:
+            if self.slot is not None:
+                self.slot = Slot(bytearray(self.slot.buffer))
+
+
+def checked_kill_after(seconds: float | None) -> float | None:
+    """A number of seconds that is not negative, or None; else TypeError or ValueError."""
+    if seconds is None:
+        return None
+    try:
+        if 0 <= seconds < math.inf:
+            return float(seconds)
+    except TypeError:
+        raise TypeError(f"kill_after must be a number of seconds or None, not {type(seconds).__name__}") from None
+    raise ValueError(f"kill_after must be a finite number of seconds, and not negative, not {seconds!r}")
+
+
+_PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes})
+_FUNCTIONS = frozenset({types.FunctionType, types.BuiltinFunctionType, type})
+
+
+def is_plain(call: Call | None) -> bool:
+    """Whether to pickle the call runs nobody's code, and takes no time: then it may be done while another task runs."""
+    if call is None:
+        return True
+    fn, args, kwargs = call
+    if type(fn) is partial:
+        return is_plain((fn.func, (*fn.args, *args), {**fn.keywords, **kwargs}))
+    return type(fn) in _FUNCTIONS and all(map(_is_plain, args)) and all(map(_is_plain, kwargs.values()))
+
+
+def _is_plain(value: object, depth: int = 2) -> bool:
+    kind = type(value)
+    if kind in _PLAIN:
+        return not (kind is str or kind is bytes) or len(value) < SMALL  # type: ignore[arg-type]
+    if depth and (kind is tuple or kind is list) and len(value) < 100:  # type: ignore[arg-type]
+        return all(_is_plain(item, depth - 1) for item in value)  # type: ignore[attr-defined]
+    return False
+
+
+class Workers(Crew):
+    """The threads of one pool, each with a worker process."""
+
+    def __init__(
+        self,
+        size: int,
+        context: Any,
+        initializer: Callable[..., object] | None,
+        initargs: tuple[Any, ...],
+        max_tasks: int | None,
+    ) -> None:
+        super().__init__(size, "progress_executor-worker")
+        self.context = context
+        self.initializer, self.initargs = initializer, initargs
+        self.max_tasks = max_tasks
+        self.deaths = 0  # of workers in a row, before they were ready
+        self.links: list[Link] = []
+        self._forks = context.get_start_method(allow_none=False) == "fork"
+        self._unserved: list[Link] = []
+        self._numbers = itertools.count()
+
+    def put(self, future: "ProgressFuture[Any]") -> None:
+        self._check()
+        future._task.number = next(self._numbers)  # type: ignore[attr-defined]
+        if self._forks and not self.links:
+            self._fork_all()
+        super().put(future)
+
+    def _fork_all(self) -> None:
+        """As in the standard library, fork all workers before there are threads here that could hold a lock meanwhile."""
+        with SigintDeferred(), self._lock:
+            if self.links:
+                return
+            self.links = [Link(self) for _ in range(self.size)]
+            self._unserved = self.links.copy()
+            try:
+                for link in self.links:
+                    link.launch()
+            except BaseException:
+                for link in self.links:
+                    link.dismiss()
+                self.links = []
+                raise
+            for _ in self.links:
+                self.grow()
+
+    def work(self) -> None:
+        try:
+            link = self._unserved.pop()
+        except IndexError:
+            link = Link(self)
+            self.links.append(link)
+        link.serve()
+
+    def take(self) -> "ProgressFuture[Any] | None":
+        with suppress(IndexError):  # nothing is pending
+            head: Any = self.pending[0]._task
+            link = min(self.links, key=lambda link: link.waiting)
+            if link.waiting + _OVERTAKES * self.size < head.number and (future := link.take_back()) is not None:
+                return future
+        return super().take()
+
+    def bring(self) -> bool:
+        for link in self.links:
+            if (future := link.take_back()) is not None:
+                self.pending.appendleft(future)
+                return True
+        return False
+
+    def take_plain(self) -> "ProgressFuture[Any] | None":
+        """The next future, if there is one and its call is plain."""
+        try:
+            seen = self.pending[0]
+            if not is_plain(seen._task.call):
+                return None
+            future = self.pending.popleft()
+        except IndexError:
+            return None
+        if future is seen or is_plain(future._task.call):
+            return future
+        self.put_back(future)  # another thread was faster
+        return None
+
+    def note_death(self, how: str) -> None:
+        """A worker has died before it was ready."""
+        self.deaths += 1
+        if self.deaths >= _DEATHS:
+            self.break_down(BrokenProcessPool(f"{_DEATHS} worker processes in a row died before they were ready; the last: {how}"))
+
+
+class ProcessPoolProgressExecutor(PoolExecutor, ProcessPoolExecutor):
+    """A `concurrent.futures.ProcessPoolExecutor`, with all its arguments, whose futures have progress.
+
+    Each worker process has pipes and memory of its own, so that one that dies harms no other: the task that it ran fails with
+    `WorkerDied`, and another worker takes its place. Workers ignore SIGINT.
+
+    `kill_after`: for how many seconds to wait, when Ctrl-C has asked all tasks to stop, before the processes of those that
+    have not stopped are killed; None: for ever.
+
+    TypeError and ValueError as in the standard library, and for a `kill_after` that is no number, negative or not finite.
+    """
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        mp_context: BaseContext | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        *,
+        max_tasks_per_child: int | None = None,
+        kill_after: float | None = None,
+    ) -> None:
+        if max_workers is None:
+            max_workers = getattr(os, "process_cpu_count", os.cpu_count)() or 1
+        elif max_workers <= 0:
+            raise ValueError("max_workers must be greater than 0")
+        if initializer is not None and not callable(initializer):
+            raise TypeError("initializer must be a callable")
+        if mp_context is None:
+            mp_context = multiprocessing.get_context("spawn" if max_tasks_per_child is not None else None)
+        if max_tasks_per_child is not None:
+            if not isinstance(max_tasks_per_child, int):
+                raise TypeError("max_tasks_per_child must be an integer")
+            if max_tasks_per_child <= 0:
+                raise ValueError("max_tasks_per_child must be >= 1")
+            if mp_context.get_start_method(allow_none=False) == "fork":
+                raise ValueError("max_tasks_per_child is incompatible with the 'fork' start method: give another mp_context")
+        self._kill_after = checked_kill_after(kill_after)
+        self._max_workers = max_workers
+        self._mp_context = mp_context
+        self._workers = Workers(max_workers, mp_context, initializer, initargs, max_tasks_per_child)
+        self._set_up_pool(self._workers)
+
+    _takes_chunks = True
+
+    def _enqueue(self, call: Call) -> ProgressFuture[Any]:
+        return self._put(ProgressFuture(ProcessTask(self._board, call)))
+
+    @property
+    def _processes(self) -> dict[int, Any]:
+        """The worker processes by their ids, as libraries expect it of a `ProcessPoolExecutor`."""
+        return {process.pid: process for link in self._workers.links if (process := link.process) is not None}
+
+    def terminate_workers(self) -> None:
+        """End all worker processes with SIGTERM, and take no more tasks: pending ones are cancelled, those that run fail."""
+        self._stop_workers(lambda process: process.terminate())
+
+    def kill_workers(self) -> None:
+        """Likewise, with SIGKILL."""
+        self._stop_workers(lambda process: process.kill())
+
+    def _stop_workers(self, stop: Callable[[Any], object]) -> None:
+        self.shutdown(wait=False, cancel_futures=True)
+        for process in self._processes.values():
+            with suppress(ProcessLookupError):
+                stop(process)

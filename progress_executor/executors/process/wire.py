@@ -1,0 +1,145 @@
+"""What goes through a worker's two pipes: calls one way, answers the other.
+
+A message is a header of eight bytes and a pickle. The first byte is a place in the worker's memory, or the kind of an
+answer; the other seven are the length of the whole.
+"""
+
+import io
+import os
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.pool import RemoteTraceback
+from multiprocessing.reduction import ForkingPickler
+from pickle import Pickler, PicklingError, UnpicklingError, loads
+from typing import Any
+
+READY, FAILED, SKIPPED, VALUE, ERROR = range(5)
+"""Kinds of answers: the worker may be given a task, its initializer failed; a task did not begin, returned, raised."""
+
+TAKES_PROGRESS = 128
+"""Added to the place of a task whose function is given an Updater."""
+
+SMALL = 1 << 15
+"""Bytes that always find room in an empty pipe."""
+
+
+class _Pickler(Pickler):
+    # What multiprocessing pickles its own way: a view of its registry, which takes longer to make than to pickle a call.
+    dispatch_table = ForkingPickler(io.BytesIO()).dispatch_table
+
+
+_HEADER = 8
+_CHUNK = 1 << 16  # what a pipe holds, as a rule
+
+Message = bytes | bytearray | memoryview
+
+
+def message(first: int, what: object) -> memoryview:
+    """A message with `what` pickled; raises what its pickling does."""
+    buffer = io.BytesIO()
+    buffer.write(bytes(_HEADER))
+    _Pickler(buffer).dump(what)
+    view = buffer.getbuffer()
+    view[:_HEADER] = (len(view) << 8 | first).to_bytes(_HEADER, "little")
+    return view
+
+
+def short_message(first: int) -> bytes:
+    """A message without content."""
+    return (_HEADER << 8 | first).to_bytes(_HEADER, "little")
+
+
+def content(received: Message) -> Any:
+    """What was pickled in a message."""
+    return loads(memoryview(received)[_HEADER:])
+
+
+def sender(end: Connection) -> Callable[[Message], object]:
+    """What writes a message into a pipe. OSError where nobody reads there any more."""
+    if os.name != "posix":
+        return end.send_bytes
+    file = end.fileno()
+
+    def send(packet: Message) -> None:
+        sent = os.write(file, packet)
+        while sent < len(packet):
+            sent += os.write(file, memoryview(packet)[sent:])
+
+    return send
+
+
+def receiver(end: Connection) -> Callable[[], Message]:
+    """What reads the next message from a pipe, a small one at once. EOFError where nobody writes there any more."""
+    if os.name != "posix":
+        return end.recv_bytes
+    file, read = end.fileno(), os.read
+    behind = b""  # what was read behind the last message
+
+    def receive() -> Message:
+        nonlocal behind
+        data, behind = behind or read(file, _CHUNK), b""
+        while data and len(data) < _HEADER:
+            data += read(file, _CHUNK)
+        if not data:
+            raise EOFError
+        length = int.from_bytes(data[1:_HEADER], "little")
+        if len(data) == length:
+            return data
+        if len(data) > length:
+            behind = data[length:]
+            return data[:length]
+        whole = bytearray(length)
+        whole[: len(data)] = data
+        with memoryview(whole) as view:
+            got = len(data)
+            while got < length:
+                more = os.readv(file, [view[got:]])
+                if not more:
+                    raise EOFError
+                got += more
+        return whole
+
+    return receive
+
+
+def error_message(error: BaseException) -> memoryview:
+    """The message that a task has raised `error`: its text and its traceback come through, whatever becomes of itself."""
+    name = type(error).__qualname__
+    try:
+        text = f"{name}: {error}"
+    except BaseException:
+        text = name
+    trace = "".join(traceback.format_exception(error))
+    try:
+        pickled: bytes | None = bytes(message(ERROR, error)[_HEADER:])
+    except BaseException as why:
+        pickled, text = None, f"{text} (which cannot be pickled: {why!r})"
+    return message(ERROR, (text, trace, pickled))
+
+
+def outcome(answer: Message) -> tuple[Any, BaseException | None]:
+    """What a task has returned, or raised; or the error of unpickling that."""
+    try:
+        if answer[0] == VALUE:
+            return content(answer), None
+        return None, _received_error(answer)
+    except BaseException as error:
+        return None, error
+
+
+def _received_error(answer: Message) -> BaseException:
+    """The error that a task has raised, or one that tells of it; its cause is the traceback in the worker."""
+    text, trace, pickled = content(answer)
+    error: BaseException
+    if pickled is None:
+        error = PicklingError(f"the task raised {text}")
+    else:
+        try:
+            error = loads(pickled)
+            if not isinstance(error, BaseException):
+                raise TypeError(f"it became {error!r}")
+        except BaseException as why:
+            error = UnpicklingError(f"the task raised {text} (which cannot be unpickled: {why!r})")
+    error.__cause__ = RemoteTraceback(f'\n"""\n{trace}"""')
+    return error

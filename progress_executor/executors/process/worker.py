@@ -1,0 +1,141 @@
+"""The worker process: takes one call after the other from its pipe, and answers with what became of it."""
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from time import time
+from typing import Any
+
+from ..._speedups import Updater
+from ..._speedups._layout import SLOT_SIZE
+from ...ambient import current
+from ...slots import Slot
+from .memory import SharedMemory
+from .wire import (
+    FAILED,
+    READY,
+    SKIPPED,
+    TAKES_PROGRESS,
+    VALUE,
+    Message,
+    content,
+    error_message,
+    message,
+    receiver,
+    sender,
+    short_message,
+)
+
+_updater: Updater | None = None
+"""That of the task which runs."""
+
+_ends: tuple[Connection, ...] = ()
+"""This worker's own ends of its pipes."""
+
+
+def work(
+    calls: Connection,
+    answers: Connection,
+    life: Connection,
+    memory: SharedMemory,
+    initializer: Callable[..., object] | None,
+    initargs: tuple[Any, ...],
+) -> None:
+    """Run until the caller closes `calls`, or ends."""
+    global _ends
+    _ends = calls, answers
+    _set_signals()
+    _end_with_caller(life)
+    receive, send = receiver(calls), sender(answers)
+    slots = [Slot(memory.view[at : at + SLOT_SIZE]) for at in range(0, len(memory.view), SLOT_SIZE)]
+    try:
+        if initializer is not None:
+            try:
+                initializer(*initargs)
+            except BaseException:
+                logging.getLogger("concurrent.futures").critical("Exception in initializer:", exc_info=True)
+                send(short_message(FAILED))
+                return
+        send(short_message(READY))
+        while True:
+            packet = receive()
+            answer = _answer(packet, slots[packet[0] & ~TAKES_PROGRESS])
+            del packet
+            send(answer)
+            del answer
+    except (EOFError, OSError):  # the caller wants no more, or is gone
+        return
+
+
+def _answer(packet: Message, slot: Slot) -> Message:
+    slot.start(time())
+    if not slot.may_begin():
+        return short_message(SKIPPED)
+    try:
+        return message(VALUE, _run(packet, slot))
+    except BaseException as error:
+        return error_message(error)
+
+
+def _run(packet: Message, slot: Slot) -> Any:
+    global _updater
+    fn, args, kwargs = content(packet)
+    progress = _updater = Updater(slot.buffer)
+    if packet[0] & TAKES_PROGRESS:
+        kwargs["progress"] = progress
+    del packet
+    token = current.set(progress)
+    try:
+        return fn(*args, **kwargs)
+    finally:
+        current.reset(token)
+        progress._detach()  # threads that outlive the task count for nobody: the slot is the next one's
+        _updater = None
+
+
+def _set_signals() -> None:
+    # Ctrl-C reaches the whole process group; the caller decides what it means. SIGTERM must end a worker, but a forked one
+    # has inherited the caller's handler, and the pipe through which asyncio hears of signals.
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def _end_with_caller(life: Connection) -> None:
+    """Have this process killed when its caller ends, in the midst of a task, too: then `life` ends."""
+    try:
+        # Where Linux can do so no thread is needed, and the task may fork without a warning.
+        from fcntl import F_GETFL, F_SETFL, F_SETOWN, F_SETSIG, fcntl
+
+        fcntl(life.fileno(), F_SETOWN, os.getpid())
+        fcntl(life.fileno(), F_SETSIG, signal.SIGKILL)
+        fcntl(life.fileno(), F_SETFL, fcntl(life.fileno(), F_GETFL) | os.O_ASYNC)
+    except (ImportError, OSError, AttributeError):
+        threading.Thread(target=_exit_after, args=(life,), daemon=True, name="end-with-caller").start()
+    else:
+        if life.poll():
+            os._exit(1)
+
+
+def _exit_after(life: Connection) -> None:
+    life.poll(None)
+    os._exit(1)
+
+
+def _leave_parent_alone() -> None:
+    """In a process that a task has forked: the slot is its parent's, and its parent's end is seen by the end of the pipes."""
+    global _ends
+    if _updater is not None:
+        _updater._detach_in_child()
+    for end in _ends:
+        end.close()
+    _ends = ()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_parent_alone)
