@@ -159,7 +159,11 @@ class Crew:
 
     def _end_if_over(self) -> None:
         if self.closed and self._over == len(self.threads) and not self.pending:
+            self.clean_up()
             self.end.reach()
+
+    def clean_up(self) -> None:
+        """Called when all threads have ended, before anybody hears of it."""
 
 
 class PoolExecutor(ProgressExecutor):

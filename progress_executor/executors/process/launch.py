@@ -8,19 +8,24 @@ import multiprocessing.process
 import operator
 import os
 import signal
+import socket
 import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .forker import ForkedWorker, fork_on_request
 from .memory import SharedMemory
 from .wire import Message, receiver, sender
 from .worker import work
 
-_ends: set[Connection] = set()
+if TYPE_CHECKING:
+    from .pool import Workers
+
+_ends: set[Any] = set()
 """All ends of pipes to workers that this process has."""
 _lock = threading.RLock()
 """Held while pipes are made, and by who forks: nobody is forked who does not know them."""
@@ -60,46 +65,76 @@ class Launched(NamedTuple):
         _close(self.ends)
 
 
-def launch(context: Any, memory: SharedMemory, initializer: Callable[..., object] | None, initargs: Any) -> Launched:
+def launch(workers: "Workers", memory: SharedMemory) -> Launched:
     """Start a worker. OSError where there are no more processes, or no more pipes."""
-    # For calls, for answers, and one through which nothing goes: its end tells the worker that the caller has ended.
     ours: list[Connection] = []
     theirs: list[Connection] = []
     try:
+        # For calls, for answers, and one through which nothing goes: its end tells the worker that the caller has ended.
         for caller_writes in (True, False, True):
             with _lock:
-                reader, writer = context.Pipe(duplex=False)
+                reader, writer = workers.context.Pipe(duplex=False)
                 _ends.update((reader, writer))
             ours.append(writer if caller_writes else reader)
             theirs.append(reader if caller_writes else writer)
-        process = context.Process(target=work, args=(*theirs, memory, initializer, initargs))
-        _own.ends = theirs
-        _start(context, process)
+        if workers.forker is not None:
+            process = workers.forker.fork(theirs, memory)
+        else:
+            arguments = (*theirs, memory, workers.initializer, workers.initargs)
+            process = _started(workers.context, work, arguments, theirs)
     except BaseException:
         _close(ours)
         raise
     finally:
-        _own.ends = ()
         _close(theirs)
         memory.close_handle()
-    _processes.add(process)
     return Launched(process, sender(ours[0]), receiver(ours[1]), ours)
 
 
-def _close(ends: list[Connection]) -> None:
+class Forker:
+    """The process that forks workers which take the place of dead ones."""
+
+    def __init__(self, workers: "Workers", size: int) -> None:
+        with _lock:
+            self._requests, theirs = socket.socketpair()
+            _ends.update((self._requests, theirs))
+        arguments = (theirs, size, workers.initializer, workers.initargs)
+        self._process = _started(workers.context, fork_on_request, arguments, [theirs])
+        _close([theirs])
+        self._requesting = threading.Lock()
+
+    def fork(self, ends: list[Connection], memory: SharedMemory) -> ForkedWorker:
+        with self._requesting:
+            return ForkedWorker(self._requests, ends, memory)
+
+    def close(self) -> None:
+        """Have it end."""
+        _close([self._requests])
+        self._process.join()
+
+
+def _close(ends: list[Any]) -> None:
     with _lock:
         _ends.difference_update(ends)
     for end in ends:
         end.close()
 
 
-def _start(context: Any, process: Any) -> None:
+def _started(context: Any, target: Callable[..., object], arguments: tuple[Any, ...], ends: list[Any]) -> Any:
+    """A process that runs `target(*arguments)`, and keeps these ends of pipes."""
+    process = context.Process(target=target, args=arguments)
     if context.get_start_method() == "forkserver":
         # It serves others, too, whose processes must not begin with SIGINT blocked.
         process.name = _NameOfQuiet(process.name)
         forkserver.ensure_running()
-    with _sigint_blocked():
-        process.start()
+    _own.ends = ends
+    try:
+        with _sigint_blocked():
+            process.start()
+    finally:
+        _own.ends = ()
+    _processes.add(process)
+    return process
 
 
 @contextmanager

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _PLACES = 3
 """In the memory of a worker: for the task that runs, the next one, and the one whose end is being told."""
+MEMORY_SIZE = _PLACES * SLOT_SIZE
 _PATIENCE = 1.0
 """Seconds for a worker to end by itself after it has closed its pipes."""
 _TRIES = 3
@@ -169,11 +170,10 @@ class Link:
 
     def launch(self) -> None:
         """Start the worker process."""
-        workers = self._workers
-        memory = SharedMemory(_PLACES * SLOT_SIZE)
+        memory = SharedMemory(MEMORY_SIZE)
         self._slots = [Slot(memory.view[place * SLOT_SIZE : (place + 1) * SLOT_SIZE]) for place in range(_PLACES)]
         self._count = 0
-        self._launched = launch(workers.context, memory, workers.initializer, workers.initargs)
+        self._launched = launch(self._workers, memory)
 
     def _give(self, given: _Given) -> None:
         """Send a task to the worker, which has none, and one more in advance."""

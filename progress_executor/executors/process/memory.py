@@ -17,23 +17,23 @@ class SharedMemory:
 
     def __init__(self, size: int, handle: int | str | None = None) -> None:
         self._size = size
-        self._handle: int | str
+        self.handle: int | str
         if os.name == "nt":
             # A section of the paging file: only who knows the name can open it, and it goes with the last handle.
-            self._handle = handle or f"progress_executor-{secrets.token_hex(16)}"
-            self.view = memoryview(mmap.mmap(-1, size, tagname=self._handle))  # type: ignore[call-arg]
+            self.handle = handle or f"progress_executor-{secrets.token_hex(16)}"
+            self.view = memoryview(mmap.mmap(-1, size, tagname=self.handle))  # type: ignore[call-arg]
         else:
-            self._handle = _allocated(size) if handle is None else handle  # type: ignore[assignment]
-            self.view = memoryview(mmap.mmap(self._handle, size))  # type: ignore[arg-type]
+            self.handle = _allocated(size) if handle is None else handle  # type: ignore[assignment]
+            self.view = memoryview(mmap.mmap(self.handle, size))  # type: ignore[arg-type]
 
     def __reduce__(self) -> tuple[Callable[..., "SharedMemory"], tuple[Any, ...]]:
         """For spawn and the fork server."""
-        return _shared, (self._size, self._handle if isinstance(self._handle, str) else reduction.DupFd(self._handle))
+        return _shared, (self._size, self.handle if isinstance(self.handle, str) else reduction.DupFd(self.handle))
 
     def close_handle(self) -> None:
         """Give it to no more processes; the memory goes with the last view of it."""
-        if not isinstance(self._handle, str):
-            os.close(self._handle)
+        if not isinstance(self.handle, str):
+            os.close(self.handle)
 
 
 def _shared(size: int, handle: Any) -> SharedMemory:

@@ -19,7 +19,8 @@ from ...interrupts import SigintDeferred
 from ...slots import Slot
 from ...tasks import Call, Task
 from ..crew import Crew, PoolExecutor
-from .link import Link
+from .launch import Forker
+from .link import MEMORY_SIZE, Link
 from .wire import SMALL
 
 T = TypeVar("T")
@@ -146,6 +147,7 @@ class Workers(Crew):
         self.max_tasks = max_tasks
         self.deaths = 0  # of workers in a row, before they were ready
         self.links: list[Link] = []
+        self.forker: Forker | None = None
         self._forks = context.get_start_method(allow_none=False) == "fork"
         self._unserved: list[Link] = []
         self._numbers = itertools.count()
@@ -162,18 +164,26 @@ class Workers(Crew):
         with SigintDeferred(), self._lock:
             if self.links:
                 return
-            self.links = [Link(self) for _ in range(self.size)]
-            self._unserved = self.links.copy()
+            links = [Link(self) for _ in range(self.size)]
+            forker = None
             try:
-                for link in self.links:
+                forker = Forker(self, MEMORY_SIZE)
+                for link in links:
                     link.launch()
             except BaseException:
-                for link in self.links:
+                for link in links:
                     link.dismiss()
-                self.links = []
+                if forker is not None:
+                    forker.close()
                 raise
-            for _ in self.links:
+            self.links, self._unserved, self.forker = links, links.copy(), forker
+            for _ in links:
                 self.grow()
+
+    def clean_up(self) -> None:
+        forker, self.forker = self.forker, None
+        if forker is not None:
+            forker.close()
 
     def work(self) -> None:
         try:

@@ -43,11 +43,14 @@ def work(
     memory: SharedMemory,
     initializer: Callable[..., object] | None,
     initargs: tuple[Any, ...],
+    *others: Connection,
 ) -> None:
-    """Run until the caller closes `calls`, or ends."""
+    """Run until the caller closes `calls`, or ends; `others` are not for this process."""
     global _ends
+    for end in others:
+        end.close()
     _ends = calls, answers
-    _set_signals()
+    set_signals()
     _end_with_caller(life)
     receive, send = receiver(calls), sender(answers)
     slots = [Slot(memory.view[at : at + SLOT_SIZE]) for at in range(0, len(memory.view), SLOT_SIZE)]
@@ -96,7 +99,7 @@ def _run(packet: Message, slot: Slot) -> Any:
         _updater = None
 
 
-def _set_signals() -> None:
+def set_signals() -> None:
     # Ctrl-C reaches the whole process group; the caller decides what it means. SIGTERM must end a worker, but a forked one
     # has inherited the caller's handler, and the pipe through which asyncio hears of signals.
     signal.set_wakeup_fd(-1)
