@@ -36,7 +36,11 @@ __version__ = "1.0.0"
 
 
 # What brings along multiprocessing, or Dask, which not everybody needs, or has.
-_LATE = {"DaskProgressExecutor": ".executors.dask", "ProcessPoolProgressExecutor": ".executors.process", "WorkerDied": ".executors.process"}
+_LATE = {
+    "DaskProgressExecutor": ".executors.dask",
+    "ProcessPoolProgressExecutor": ".executors.process",
+    "WorkerDied": ".executors.process",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -12,7 +12,7 @@ from time import monotonic, time
 from typing import cast
 from weakref import WeakKeyDictionary
 
-from .delivery import INTERVAL, Board, logger
+from .delivery import INTERVAL, Board, Runnable, logger
 from .interrupts import SafeCondition, SigintDeferred
 from .state import PAUSED, ProgressState
 from .tasks import Task
@@ -33,7 +33,7 @@ def set_deadline(task: Task, timeout: float | None, stall: float | None, kill_af
         _timer.set(task, None if none else _Deadline(task, timeout, stall, kill_after))
 
 
-def kill_later(task: Task, seconds: float | None) -> None:
+def kill_later(task: Runnable, seconds: float | None) -> None:
     """Have the task, which was asked to stop, killed if it still runs after so many seconds; None: never."""
     if seconds is not None:
         _timer.kill(task, monotonic() + seconds)
@@ -119,7 +119,7 @@ class _Timer:
     def __init__(self) -> None:
         self._lock = SafeCondition()
         self._boards: WeakKeyDictionary[Board, WeakKeyDictionary[Task, _Deadline]] = WeakKeyDictionary()
-        self._kills: WeakKeyDictionary[Task, float] = WeakKeyDictionary()
+        self._kills: WeakKeyDictionary[Runnable, float] = WeakKeyDictionary()
         self._thread: threading.Thread | None = None
         self._news = False
         self._looked = -math.inf
@@ -132,7 +132,7 @@ class _Timer:
             self._boards.setdefault(task.board, WeakKeyDictionary())[task] = deadline
             self._wake()
 
-    def kill(self, task: Task, when: float) -> None:
+    def kill(self, task: Runnable, when: float) -> None:
         with SigintDeferred(), self._lock:
             self._kills[task] = min(when, self._kills.get(task, when))
             self._wake()
@@ -189,9 +189,10 @@ class _Timer:
                 self._stop(task, deadline, passed)
         return pause
 
-    def _due_kills(self) -> tuple[list[Task], float]:
+    def _due_kills(self) -> tuple[list[Runnable], float]:
         """The tasks that are to be killed now, and in how many seconds the next one is."""
-        due, pause, now = [], _AT_MOST, monotonic()
+        due: list[Runnable] = []
+        pause, now = _AT_MOST, monotonic()
         for task, when in list(self._kills.items()):
             if task.finished or when <= now:
                 del self._kills[task]

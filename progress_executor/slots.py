@@ -190,8 +190,8 @@ class Slot:
     def may_begin(self) -> bool:
         """Whether the task, which has just started, was neither cancelled nor taken back before: asked in its own process.
 
-        Either this sees it, or whoever does so finds the task started behind it; both may be. Each side writes and then reads
-        what the other writes, and a processor, x86 too, may well read first; not across a fence.
+        Either this sees it, or whoever does so finds the task started behind it; both may be. Each side writes and then
+        reads what the other writes, and a processor, x86 too, may well read first; not across a fence.
         """
         fence()
         return self.buffer[CALLER_BYTE] != CANCEL and not self.buffer[TAKEN_BACK_BYTE]

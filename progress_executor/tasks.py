@@ -134,7 +134,7 @@ class Task:
         return {"n": 0, "total": None, "status": PENDING if self.started_at is None else RUNNING}
 
     def run(self, returned: list[Any] | None = None) -> Any:
-        """Call the function, in a thread of this process; its value is appended to `returned` in one step, if that is given."""
+        """Call the function, in a thread of this process; append its value, in one step, to `returned` if that is given."""
         call = self.call
         slot = Slot() if call is not None and takes_progress(call) else None
         if call is None or not self.start(slot, time()):
@@ -231,7 +231,9 @@ class Task:
     def checked_kill_after(self, seconds: float | None) -> float | None:
         """The seconds; ValueError if this task cannot be killed."""
         if seconds is not None:
-            raise ValueError("kill_after is for tasks of a ProcessPoolProgressExecutor: what runs elsewhere cannot be killed alone")
+            raise ValueError(
+                "kill_after is for tasks of a ProcessPoolProgressExecutor: what runs elsewhere cannot be killed alone"
+            )
         return None
 
     def kill(self) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import progress_executor
-from progress_executor.__main__ import digest_folder, standard_library
+from progress_executor.demo import digest_folder, standard_library
 
 from .conftest import DEADLINE, LOCAL, until
 from .terminal import Terminal
@@ -182,7 +182,7 @@ def test_fifos_are_left_alone(folders):
 
 WRITES_MUCH_AND_WAITS_FOR_CTRL_C = """
 import pathlib, signal, sys
-from progress_executor.__main__ import _clean_ctrl_c
+from progress_executor.demo import _clean_ctrl_c
 try:
     with _clean_ctrl_c():
         print("before\\n" * 800, end="", flush=True)
@@ -253,7 +253,6 @@ def interrupted(request, endless):
         else:
             screen.wait_for(lambda screen: "large:" in screen.text and "vast:" in screen.text)
         screen.kind = kind
-        screen.shared = screen.segments() if sys.platform == "linux" else None
         screen.interrupt()
         screen.finish()
         yield screen
@@ -281,7 +280,5 @@ def test_ctrl_c_leaves_no_bar_and_each_line_starts_at_the_first_column(interrupt
 
 
 @linux
-def test_ctrl_c_leaves_neither_process_nor_shared_memory(interrupted):
-    assert bool(interrupted.shared) == (interrupted.kind == "process")
+def test_ctrl_c_leaves_no_process(interrupted):
     until(lambda: not interrupted.processes(), "the end of all processes")
-    until(lambda: not any(map(os.path.exists, interrupted.shared)), "the end of the shared memory")

@@ -647,7 +647,7 @@ def test_who_has_left_does_not_keep_others_from_delivering(gate):
 
 def test_a_lazy_task_that_many_follow_runs_once(gate, monkeypatch):
     ran = []
-    monkeypatch.setattr(SyncTask, "run", lambda self, run=SyncTask.run: (ran.append(self), run(self))[1])
+    monkeypatch.setattr(SyncTask, "run", lambda self, *args, run=SyncTask.run: (ran.append(self), run(self, *args))[1])
     with SyncProgressExecutor() as executor:
         future = executor.submit(jobs.step_on, gate)
         followers = [Follower(future, form) for form in FORMS * 2]

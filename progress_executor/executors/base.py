@@ -1,7 +1,7 @@
 """`ProgressExecutor`: what the executors have in common. submit, leaving, and stopping everything on Ctrl-C."""
 
 import asyncio
-import concurrent.futures.thread  # so that its hook at exit is registered before ours, and runs after it
+import concurrent.futures.thread  # noqa: F401  # its hook at exit is registered before ours, and so runs after it
 import os
 import sys
 import threading

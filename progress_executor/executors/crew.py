@@ -4,7 +4,6 @@ To submit is one step, an append, so that Ctrl-C before or after it is harmless;
 the midst of anything here, and submit. The threads hold the crew and not the executor, which may be dropped.
 """
 
-import os
 import threading
 import weakref
 from abc import abstractmethod
@@ -13,17 +12,17 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import BrokenExecutor
 from contextlib import suppress
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from ..futures import ProgressFuture
 from ..interrupts import SigintDeferred
 from . import base
 from .base import End, ProgressExecutor
 
-Pending = ProgressFuture[Any]
+F = TypeVar("F", bound=ProgressFuture[Any])
 
 
-class Crew:
+class Crew(Generic[F]):
     """Up to `size` threads, each of which runs `work()`, which takes futures with `take()` until that gives None.
 
     One more is started when more futures are pending than threads are idle.
@@ -31,7 +30,7 @@ class Crew:
 
     def __init__(self, size: int, name: str) -> None:
         self.size = size
-        self.pending: deque[Pending] = deque()
+        self.pending: deque[F] = deque()
         self.threads: set[threading.Thread] = set()
         self.end = End()
         self.closed = False
@@ -46,7 +45,7 @@ class Crew:
     @abstractmethod
     def work(self) -> None: ...
 
-    def put(self, future: Pending) -> None:
+    def put(self, future: F) -> None:
         """Have the task of `future` run; RuntimeError if the crew is closed, or broken."""
         self._check()
         self.pending.append(future)
@@ -57,13 +56,18 @@ class Crew:
                 self._check()
 
     def _check(self) -> None:
-        if self.broken is not None:
-            raise type(self.broken)(*self.broken.args)
+        error = self.error()
+        if error is not None:
+            raise error
         if self.closed:
             after = "interpreter shutdown" if base.program_ends else "shutdown"
             raise RuntimeError(f"cannot schedule new futures after {after}")
 
-    def put_back(self, future: Pending) -> None:
+    def error(self) -> BrokenExecutor | None:
+        """What to raise because the crew is broken, if it is."""
+        return None if self.broken is None else type(self.broken)(*self.broken.args)
+
+    def put_back(self, future: F) -> None:
         """Have it run before all that is pending."""
         self.pending.appendleft(future)
         self._see_to_it()
@@ -93,7 +97,7 @@ class Crew:
                 self._serving.discard(thread)
                 raise
 
-    def take(self) -> Pending | None:
+    def take(self) -> F | None:
         """The next future; waits for one, and gives None when the crew is closed and none is left."""
         while True:
             try:
@@ -140,13 +144,14 @@ class Crew:
         """Fail all that is pending, and take no more."""
         self.broken = error
         self.close()
-        while True:
-            try:
+        self._fail_pending()
+
+    def _fail_pending(self) -> None:
+        with suppress(IndexError):
+            while True:
                 future = self.pending.popleft()
-            except IndexError:
-                break
-            if future.set_running_or_notify_cancel():
-                future.set_exception(type(error)(*error.args))
+                if future.set_running_or_notify_cancel():
+                    future.set_exception(self.error())
 
     def _run(self) -> None:
         try:
@@ -155,6 +160,8 @@ class Crew:
             with self._lock:
                 self._serving.discard(threading.current_thread())
                 self._over += 1
+            if self.broken is not None:  # what `put` left there meanwhile
+                self._fail_pending()
             self._end_if_over()
 
     def _end_if_over(self) -> None:
@@ -169,14 +176,14 @@ class Crew:
 class PoolExecutor(ProgressExecutor):
     """An executor with a crew."""
 
-    def _set_up_pool(self, crew: Crew) -> None:
+    def _set_up_pool(self, crew: Crew[Any]) -> None:
         self._crew = crew
         self._set_up(crew.end)
         self._close_crew = weakref.finalize(self, crew.close)
         self._close_crew.atexit = False
         base.executors_to_leave.add(self)
 
-    def _put(self, future: Pending) -> Pending:
+    def _put(self, future: F) -> F:
         if self._inside is None:  # else it is left, or at its end cancels what it was given: see `__del__`
             future._task.keeps = self
         self._crew.put(future)
@@ -193,6 +200,10 @@ class PoolExecutor(ProgressExecutor):
 
     def _close(self) -> None:
         self._crew.close()
+
+    def _cancel_all(self) -> list[BaseException]:
+        self._close()  # it is being left
+        return super()._cancel_all()
 
     def _pending(self) -> "Iterable[Callable[[], object]]":
         return [future._cancel_pending for future in tuple(self._crew.pending)]

@@ -652,4 +652,3 @@ def _weakly(method: Callable[[Any], None]) -> Callable[[Any], None]:
             method(argument)
 
     return call
-

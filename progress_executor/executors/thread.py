@@ -11,7 +11,7 @@ from ..tasks import Call, Task
 from .crew import Crew, PoolExecutor
 
 
-class _Threads(Crew):
+class _Threads(Crew[ProgressFuture[Any]]):
     """Threads that begin with the initializer, and run tasks."""
 
     def __init__(self, size: int, name: str, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> None:
@@ -47,7 +47,7 @@ class ThreadPoolProgressExecutor(PoolExecutor, ThreadPoolExecutor):
         initargs: tuple[Any, ...] = (),
     ) -> None:
         ThreadPoolExecutor.__init__(self, max_workers, thread_name_prefix, initializer, initargs)  # checks all that
-        crew = _Threads(self._max_workers, self._thread_name_prefix, initializer, initargs)
+        crew = _Threads(self._max_workers, str(self._thread_name_prefix), initializer, initargs)
         self._threads = crew.threads
         self._set_up_pool(crew)
 

@@ -75,7 +75,7 @@ def fork_on_request(
 def _guard(files: list[int], size: int, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> None:
     """Run a worker as a child of this process, tell its pid and how it ends, and end."""
     try:
-        *ends, status = map(Connection, files[:4])
+        *ends, status = (Connection(file) for file in files[:4])
         memory = SharedMemory(size, files[4])
         worker: Any = multiprocessing.get_context("fork").Process(
             target=work, args=(*ends, memory, initializer, initargs, status)

@@ -17,14 +17,14 @@ class SharedMemory:
 
     def __init__(self, size: int, handle: int | str | None = None) -> None:
         self._size = size
-        self.handle: int | str
+        self.handle: Any
         if os.name == "nt":
             # A section of the paging file: only who knows the name can open it, and it goes with the last handle.
             self.handle = handle or f"progress_executor-{secrets.token_hex(16)}"
             self.view = memoryview(mmap.mmap(-1, size, tagname=self.handle))  # type: ignore[call-arg]
         else:
-            self.handle = _allocated(size) if handle is None else handle  # type: ignore[assignment]
-            self.view = memoryview(mmap.mmap(self.handle, size))  # type: ignore[arg-type]
+            self.handle = _allocated(size) if handle is None else handle
+            self.view = memoryview(mmap.mmap(self.handle, size))
 
     def __reduce__(self) -> tuple[Callable[..., "SharedMemory"], tuple[Any, ...]]:
         """For spawn and the fork server."""

@@ -1,29 +1,20 @@
 """`ProcessPoolProgressExecutor`: tasks run in processes of its own, each served by a thread of the caller (`link.py`)."""
 
-import itertools
-import math
 import multiprocessing
 import os
-import sys
-import types
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from functools import partial
 from multiprocessing.context import BaseContext
-from typing import Any, TypeVar
+from typing import Any
 
-from ...futures import ProgressFuture
 from ...interrupts import SigintDeferred
-from ...slots import Slot
-from ...tasks import Call, Task
+from ...tasks import Call
 from ..crew import Crew, PoolExecutor
 from .launch import Forker
 from .link import MEMORY_SIZE, Link
-from .wire import SMALL
-
-T = TypeVar("T")
+from .task import ProcessFuture, ProcessTask, checked_kill_after, is_plain
 
 _DEATHS = 3
 """How many workers in a row may die before they are ready."""
@@ -31,106 +22,7 @@ _OVERTAKES = 2
 """By how many tasks per worker those that were submitted later may overtake one that was given in advance."""
 
 
-class ProcessTask(Task):
-    """Its slot is in the memory of the worker that it was given to, and of the next task when this one has ended.
-
-    The board's lock keeps them apart.
-    """
-
-    number = 0  # in the order of submission
-    link: Link | None = None  # which has it
-    reports = False  # whether its function is given an Updater
-
-    def attach(self, link: Link, slot: Slot) -> bool:
-        """It is given to a worker; False if it was cancelled before."""
-        with self.board.lock:
-            if self._final is not None or not self.start(slot, None):
-                self.slot = None
-                return False
-            self.link = link
-            return True
-
-    def detach(self) -> None:
-        """It is pending again."""
-        with self.board.lock:
-            self.link = self.slot = None
-            self.board.running.discard(self)
-
-    def withdraw(self) -> bool:
-        while (link := self.link) is not None:
-            if link.take_back(self) is not None:
-                return True
-            if self.link is link:
-                return False
-        return True
-
-    def kill(self) -> bool:
-        link = self.link
-        return self.finished if link is None else link.kill(self)
-
-    def checked_kill_after(self, seconds: float | None) -> float | None:
-        return checked_kill_after(seconds)
-
-    def began(self) -> float | None:
-        slot = self.slot
-        began = None if slot is None else slot.started_at
-        return self.started_at if self._final is not None or began is None else began
-
-    def finish(self, status: str) -> None:
-        if self._final is not None:
-            return
-        kept = self.call, self.keeps  # what only the task keeps alive must not end, and run anybody's code, under the lock
-        with self.board.lock:
-            if self.slot is not None:
-                self.started_at = self.slot.started_at
-                if not self.reports and not self.was_paused and self.slot.blank:
-                    self.slot = None
-            super().finish(status)
-        self.link = None
-        del kept
-
-    def disown(self) -> None:
-        with self.board.lock:
-            if self.slot is not None:
-                self.slot = Slot(bytearray(self.slot.buffer))
-
-
-def checked_kill_after(seconds: float | None) -> float | None:
-    """A number of seconds that is not negative, or None; else TypeError or ValueError."""
-    if seconds is None:
-        return None
-    try:
-        if 0 <= seconds < math.inf:
-            return float(seconds)
-    except TypeError:
-        raise TypeError(f"kill_after must be a number of seconds or None, not {type(seconds).__name__}") from None
-    raise ValueError(f"kill_after must be a finite number of seconds, and not negative, not {seconds!r}")
-
-
-_PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes})
-_FUNCTIONS = frozenset({types.FunctionType, types.BuiltinFunctionType, type})
-
-
-def is_plain(call: Call | None) -> bool:
-    """Whether to pickle the call runs nobody's code, and takes no time: then it may be done while another task runs."""
-    if call is None:
-        return True
-    fn, args, kwargs = call
-    if type(fn) is partial:
-        return is_plain((fn.func, (*fn.args, *args), {**fn.keywords, **kwargs}))
-    return type(fn) in _FUNCTIONS and all(map(_is_plain, args)) and all(map(_is_plain, kwargs.values()))
-
-
-def _is_plain(value: object, depth: int = 2) -> bool:
-    kind = type(value)
-    if kind in _PLAIN:
-        return not (kind is str or kind is bytes) or len(value) < SMALL  # type: ignore[arg-type]
-    if depth and (kind is tuple or kind is list) and len(value) < 100:  # type: ignore[arg-type]
-        return all(_is_plain(item, depth - 1) for item in value)  # type: ignore[attr-defined]
-    return False
-
-
-class Workers(Crew):
+class Workers(Crew[ProcessFuture]):
     """The threads of one pool, each with a worker process."""
 
     def __init__(
@@ -150,11 +42,9 @@ class Workers(Crew):
         self.forker: Forker | None = None
         self._forks = context.get_start_method(allow_none=False) == "fork"
         self._unserved: list[Link] = []
-        self._numbers = itertools.count()
 
-    def put(self, future: "ProgressFuture[Any]") -> None:
+    def put(self, future: ProcessFuture) -> None:
         self._check()
-        future._task.number = next(self._numbers)  # type: ignore[attr-defined]
         if self._forks and not self.links:
             self._fork_all()
         super().put(future)
@@ -193,11 +83,11 @@ class Workers(Crew):
             self.links.append(link)
         link.serve()
 
-    def take(self) -> "ProgressFuture[Any] | None":
+    def take(self) -> ProcessFuture | None:
         with suppress(IndexError):  # nothing is pending
-            head: Any = self.pending[0]._task
+            head = self.pending[0]._task.number
             link = min(self.links, key=lambda link: link.waiting)
-            if link.waiting + _OVERTAKES * self.size < head.number and (future := link.take_back()) is not None:
+            if link.waiting + _OVERTAKES * self.size < head and (future := link.take_back()) is not None:
                 return future
         return super().take()
 
@@ -208,7 +98,7 @@ class Workers(Crew):
                 return True
         return False
 
-    def take_plain(self) -> "ProgressFuture[Any] | None":
+    def take_plain(self) -> ProcessFuture | None:
         """The next future, if there is one and its call is plain."""
         try:
             seen = self.pending[0]
@@ -226,14 +116,16 @@ class Workers(Crew):
         """A worker has died before it was ready."""
         self.deaths += 1
         if self.deaths >= _DEATHS:
-            self.break_down(BrokenProcessPool(f"{_DEATHS} worker processes in a row died before they were ready; the last: {how}"))
+            self.break_down(
+                BrokenProcessPool(f"{_DEATHS} worker processes in a row died before they were ready; the last: {how}")
+            )
 
 
 class ProcessPoolProgressExecutor(PoolExecutor, ProcessPoolExecutor):
     """A `concurrent.futures.ProcessPoolExecutor`, with all its arguments, whose futures have progress.
 
-    Each worker process has pipes and memory of its own, so that one that dies harms no other: the task that it ran fails with
-    `WorkerDied`, and another worker takes its place. Workers ignore SIGINT.
+    Each worker process has pipes and memory of its own. If one dies, the task that it ran fails with `WorkerDied`, another
+    worker takes its place, and nobody else notices. Workers ignore SIGINT.
 
     `kill_after`: for how many seconds to wait, when Ctrl-C has asked all tasks to stop, before the processes of those that
     have not stopped are killed; None: for ever.
@@ -274,11 +166,17 @@ class ProcessPoolProgressExecutor(PoolExecutor, ProcessPoolExecutor):
 
     _takes_chunks = True
 
-    def _enqueue(self, call: Call) -> ProgressFuture[Any]:
-        return self._put(ProgressFuture(ProcessTask(self._board, call)))
+    def _enqueue(self, call: Call) -> ProcessFuture:
+        return self._put(ProcessFuture(ProcessTask(self._board, call)))
+
+    def _cancel_all(self) -> list[BaseException]:
+        interrupts = super()._cancel_all()
+        for link in tuple(self._workers.links):
+            link.kill_unready()
+        return interrupts
 
     @property
-    def _processes(self) -> dict[int, Any]:
+    def _processes(self) -> dict[int, Any]:  # type: ignore[override]
         """The worker processes by their ids, as libraries expect it of a `ProcessPoolExecutor`."""
         return {process.pid: process for link in self._workers.links if (process := link.process) is not None}
 

@@ -9,7 +9,7 @@ import os
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from multiprocessing.pool import RemoteTraceback
+from multiprocessing.pool import RemoteTraceback  # type: ignore[attr-defined]
 from multiprocessing.reduction import ForkingPickler
 from pickle import Pickler, PicklingError, UnpicklingError, loads
 from typing import Any

@@ -131,7 +131,7 @@ def _exit_after(life: Connection) -> None:
 
 
 def _leave_parent_alone() -> None:
-    """In a process that a task has forked: the slot is its parent's, and its parent's end is seen by the end of the pipes."""
+    """In a process that a task has forked: the slot is its parent's, and an end of a pipe held here would hide its death."""
     global _ends
     if _updater is not None:
         _updater._detach_in_child()
