@@ -1,6 +1,7 @@
 """`make test`: the tests on every CPython from 3.11 that the machine has, on the oldest and the newest in both forms.
 
-`make test-all` (--all): on the newest of them those that are marked slow, too.
+Of a minor version with several patch releases, the oldest and the newest of them run. `make test-all` (--all): on the newest
+version those that are marked slow, too.
 
 Needs nothing but the standard library. Each interpreter gets a virtual environment in .venv, into which the package is
 installed as a user would; the tests run from a copy in another folder, so that they see the installed package and not
@@ -17,8 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-VERSIONS = [(3, minor) for minor in range(11, 15)]
-NEEDED = [(3, 11), (3, 12), (3, 13)]
+VERSIONS = [(3, minor) for minor in range(11, 16)]
 ONCE = [f"tests/test_{subject}.py" for subject in ("cpython", "dask", "examples", "screen", "typing")]
 """What knows nothing of the two forms of the hot path, and of versions little: with the newest one only."""
 ON_THE_CALLERS_SIDE = [f"tests/test_{subject}.py" for subject in ("bars", "deadlines", "following", "groups", "rich")]
@@ -34,27 +34,35 @@ OLDEST_DASK = ["distributed==2023.9.0", "setuptools<81"]
 """The oldest that is supported, and what it needs without saying so; Dask's own tests run on it, too (--all)."""
 ABOUT = """
 import sys, sysconfig
-print(sys.implementation.name, *sys.version_info[:2], sysconfig.get_config_var("Py_GIL_DISABLED") or 0)
+print(sys.implementation.name, *sys.version_info[:3], sysconfig.get_config_var("Py_GIL_DISABLED") or 0)
 """
 
 
-def interpreters() -> dict[tuple[int, int], str]:
-    """A CPython per version: this one, those on the PATH, pyenv's."""
+Version = tuple[int, int, int]
+
+
+def interpreters() -> dict[Version, str]:
+    """A CPython per version: this one, those on the PATH, pyenv's; of each minor version the oldest and the newest patch."""
     pyenv = Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser() / "versions"
     candidates = [
         getattr(sys, "_base_executable", None) or sys.executable,
         *(path for major, minor in VERSIONS if (path := shutil.which(f"python{major}.{minor}"))),
-        *sorted((str(path) for path in pyenv.glob("3.*/bin/python")), reverse=True),
+        *sorted(str(path) for path in pyenv.glob("3.*/bin/python")),
     ]
-    found: dict[tuple[int, int], str] = {}
+    found: dict[Version, str] = {}
     for candidate in candidates:
         answer = subprocess.run([candidate, "-c", ABOUT], capture_output=True, text=True)
-        words = answer.stdout.split()
-        if (
-            answer.returncode == 0 and words[0] == "cpython" and words[3] == "0"
-        ):  # a pyenv shim may be there without its Python
-            found.setdefault((int(words[1]), int(words[2])), candidate)
-    return {version: found[version] for version in VERSIONS if version in found}
+        if answer.returncode == 0:  # a pyenv shim may be there without its Python
+            name, *version, without_gil = answer.stdout.split()
+            if name == "cpython" and without_gil == "0":
+                major, minor, patch = map(int, version)
+                found.setdefault((major, minor, patch), candidate)
+    patches = {minor: sorted(version for version in found if version[:2] == minor) for minor in VERSIONS}
+    return {version: found[version] for all_ in patches.values() for version in dict.fromkeys(all_[:1] + all_[-1:])}
+
+
+def named(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
 
 
 def chromium() -> str | None:
@@ -111,14 +119,12 @@ class Run(NamedTuple):
         return done.returncode
 
 
-def runs_on(
-    version: tuple[int, int], interpreter: str, newest: bool, between: bool, slow: bool, arguments: list[str]
-) -> list[Run]:
+def runs_on(version: Version, interpreter: str, newest: bool, between: bool, slow: bool, arguments: list[str]) -> list[Run]:
     """In the compiled form, if it could be built, and in the interpreted one; in parts that take minutes each.
 
     A version `between` the oldest and the newest is for what differs between versions, in one form.
     """
-    environment = prepare(f"test-{version[0]}.{version[1]}", interpreter, "test,dask" if newest else "test")
+    environment = prepare(f"test-{named(version)}", interpreter, "test,dask" if newest else "test")
     env = {**os.environ, "PROGRESS_EXECUTOR_SOURCE": str(ROOT)}
     env.pop("PROGRESS_EXECUTOR_NO_EXTENSIONS", None)
     envs = [env, {**env, "PROGRESS_EXECUTOR_NO_EXTENSIONS": "1"}]
@@ -126,7 +132,7 @@ def runs_on(
         envs.pop()
     runs = []
     for first, env in zip((True, False), envs, strict=False):
-        name = f"CPython {version[0]}.{version[1]}, {implementation(environment, env)}"
+        name = f"CPython {named(version)}, {implementation(environment, env)}"
         marked = ["-m", "not browser"] if first and slow else []
         if arguments:
             runs.append(Run(name, environment, env, [*marked, *arguments]))
@@ -142,10 +148,10 @@ def runs_on(
     return runs
 
 
-def run_on_oldest_dask(version: tuple[int, int], interpreter: str) -> Run:
+def run_on_oldest_dask(version: Version, interpreter: str) -> Run:
     environment = prepare("oldest-dask", interpreter, "test,dask", *OLDEST_DASK)
     options = ["-m", "not browser", "tests/test_dask.py"]
-    return Run(f"CPython {version[0]}.{version[1]}, {OLDEST_DASK[0]}", environment, dict(os.environ), options)
+    return Run(f"CPython {named(version)}, {OLDEST_DASK[0]}", environment, dict(os.environ), options)
 
 
 def run_in_browser(arguments: list[str]) -> int:
@@ -162,7 +168,7 @@ def run_in_browser(arguments: list[str]) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", metavar="X.Y", help="one version")
+    parser.add_argument("--only", metavar="X.Y[.Z]", help="one version")
     parser.add_argument("--all", action="store_true", help="with the slow ones, on the newest version")
     parser.add_argument("--browser", action="store_true", help="the tests in a browser, and no others")
     parser.add_argument("arguments", nargs="*", help="for pytest, instead of the parts")
@@ -172,7 +178,7 @@ def main() -> int:
 
     found = interpreters()
     if options.only:
-        found = {version: path for version, path in found.items() if f"{version[0]}.{version[1]}" == options.only}
+        found = {version: path for version, path in found.items() if f"{named(version)}.".startswith(f"{options.only}.")}
     runs: list[tuple[str, Future[int]]] = []
     short: list[Run] = []
     with ThreadPoolExecutor(processors()) as pool:
@@ -189,11 +195,11 @@ def main() -> int:
     print()
     for name, future in runs:
         print(f"{name}: {'passed' if future.result() == 0 else 'FAILED'}")
-    for version in sorted({*([] if options.only else NEEDED), *found}):
-        name = f"CPython {version[0]}.{version[1]}"
-        if version not in found:
+    for version in sorted({*([] if options.only else VERSIONS), *found}):
+        name = f"CPython {named(version)}"
+        if not any(each[: len(version)] == version for each in found):
             print(f"{name}: not run, it is not on this machine")
-        elif not any(run.startswith(f"{name}, cython") for run, _ in runs):
+        elif len(version) == 3 and not any(run.startswith(f"{name}, cython") for run, _ in runs):
             print(f"{name}, cython: not run, THE SPEEDUPS WERE NOT BUILT")
     if not found:
         print("no CPython from 3.11 was found")

@@ -194,6 +194,7 @@ class Link:
             answer = self._receive()
             if answer is not None and answer[0] == READY:
                 self._ready = True
+                workers.count_ready(1)
                 workers.deaths = 0
                 return
             pid, exitcode = self._reap()
@@ -311,6 +312,8 @@ class Link:
         if process.exitcode is None:  # it has closed its pipes, and lives
             process.kill()
             process.join(patience)
+        if self._ready:
+            self._workers.count_ready(-1)
         self._launched, self._ready = None, False
         return process.pid, process.exitcode
 

@@ -37,6 +37,7 @@ class Workers(Crew[ProcessFuture]):
         self.context = context
         self.initializer, self.initargs = initializer, initargs
         self.max_tasks = max_tasks
+        self.ready = 0  # workers
         self.deaths = 0  # of workers in a row, before they were ready
         self.links: list[Link] = []
         self.forker: Forker | None = None
@@ -99,7 +100,9 @@ class Workers(Crew[ProcessFuture]):
         return False
 
     def take_plain(self) -> ProcessFuture | None:
-        """The next future, if there is one and its call is plain."""
+        """The next future, if its call is plain, and no other worker is about to take it: none is idle, or starting."""
+        if self._idle or self.ready < len(self.threads):
+            return None
         try:
             seen = self.pending[0]
             if not is_plain(seen._task.call):
@@ -111,6 +114,11 @@ class Workers(Crew[ProcessFuture]):
             return future
         self.put_back(future)  # another thread was faster
         return None
+
+    def count_ready(self, change: int) -> None:
+        """One more worker is ready, or one less."""
+        with self._lock:
+            self.ready += change
 
     def note_death(self, how: str) -> None:
         """A worker has died before it was ready."""

@@ -8,6 +8,7 @@ import io
 import os
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.pool import RemoteTraceback  # type: ignore[attr-defined]
 from multiprocessing.reduction import ForkingPickler
@@ -105,12 +106,10 @@ def receiver(end: Connection) -> Callable[[], Message]:
 
 def error_message(error: BaseException) -> memoryview:
     """The message that a task has raised `error`: its text and its traceback come through, whatever becomes of itself."""
-    name = type(error).__qualname__
-    try:
-        text = f"{name}: {error}"
-    except BaseException:
-        text = name
-    trace = "".join(traceback.format_exception(error))
+    text = trace = type(error).__qualname__
+    with suppress(BaseException):  # of its `__str__`, or of a warning that was made an error
+        text = trace = f"{text}: {error}"
+        trace = "".join(traceback.format_exception(error))
     try:
         pickled: bytes | None = bytes(message(ERROR, error)[_HEADER:])
     except BaseException as why:

@@ -29,8 +29,31 @@ from .wire import (
     short_message,
 )
 
-_updater: Updater | None = None
-"""That of the task which runs."""
+_lock = threading.Lock()
+
+
+class _Running:
+    """The task that runs, or ran, for its code that asks for the Updater: made then, as that takes time and few ask."""
+
+    def __init__(self, slot: Slot) -> None:
+        self._slot: Slot | None = slot
+        self.updater: Updater | None = None
+
+    def __call__(self) -> Updater:
+        with _lock:  # threads of the task may ask at once
+            if self.updater is None:
+                self.updater = Updater() if self._slot is None else Updater(self._slot.buffer)
+            return self.updater
+
+    def end(self) -> None:
+        """Threads that outlive the task count for nobody from now on: the slot is the next one's."""
+        with _lock:
+            self._slot = None
+            if self.updater is not None:
+                self.updater._detach()
+
+
+_running: _Running | None = None
 
 _ends: tuple[Connection, ...] = ()
 """This worker's own ends of its pipes."""
@@ -84,19 +107,18 @@ def _answer(packet: Message, slot: Slot) -> Message:
 
 
 def _run(packet: Message, slot: Slot) -> Any:
-    global _updater
+    global _running
     fn, args, kwargs = content(packet)
-    progress = _updater = Updater(slot.buffer)
+    running = _running = _Running(slot)
     if packet[0] & TAKES_PROGRESS:
-        kwargs["progress"] = progress
+        kwargs["progress"] = running()
     del packet
-    token = current.set(progress)
+    token = current.set(running)
     try:
         return fn(*args, **kwargs)
     finally:
         current.reset(token)
-        progress._detach()  # threads that outlive the task count for nobody: the slot is the next one's
-        _updater = None
+        running.end()
 
 
 def set_signals() -> None:
@@ -132,9 +154,10 @@ def _exit_after(life: Connection) -> None:
 
 def _leave_parent_alone() -> None:
     """In a process that a task has forked: the slot is its parent's, and an end of a pipe held here would hide its death."""
-    global _ends
-    if _updater is not None:
-        _updater._detach_in_child()
+    global _ends, _lock
+    _lock = threading.Lock()
+    if _running is not None and _running.updater is not None:
+        _running.updater._detach_in_child()
     for end in _ends:
         end.close()
     _ends = ()
