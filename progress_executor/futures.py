@@ -2,10 +2,11 @@
 
 import asyncio
 import contextlib
+import logging
 import threading
 from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
 from concurrent.futures import BrokenExecutor, CancelledError, Future, InvalidStateError
-from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, LOGGER, PENDING, RUNNING
+from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from . import state as status
@@ -169,9 +170,12 @@ class ProgressFuture(Watchable, Future[T]):
     """
 
     def __init__(self, task: Task) -> None:
-        super().__init__()
+        # What the base class would set, without its condition: to make that, and throw it away, is a fifth of a submit.
         self._condition = SafeCondition()
+        self._state = PENDING
+        self._result = self._exception = None
         self._waiters = _Waiters(task)
+        self._done_callbacks: list[Any] = []
         self._task = task
 
     def _is_cancellation(self, exception: BaseException | None) -> bool:
@@ -343,17 +347,17 @@ class ProgressFuture(Watchable, Future[T]):
     def _invoke_callbacks(self) -> None:
         # The standard library lets through what is no Exception, which ends a thread pool's worker, or the thread in which
         # all futures of a process pool end: the others would never be done.
-        if not self._done_callbacks:  # type: ignore[attr-defined]
+        if not self._done_callbacks:
             return
         outer, _calling_back.now = _calling_back.now, True
         interrupt = None
         try:
-            for callback in self._done_callbacks:  # type: ignore[attr-defined]
+            for callback in self._done_callbacks:
                 try:
                     callback(self)
                 except BaseException as error:
                     if not isinstance(error, (KeyboardInterrupt, SystemExit)) or not in_main_thread():
-                        LOGGER.exception("exception calling callback for %r", self)
+                        logging.getLogger("concurrent.futures").exception("exception calling callback for %r", self)
                     else:
                         interrupt = error  # when all have been called: one of them may wake who waits
             if interrupt is not None:
@@ -413,7 +417,8 @@ class ProgressFuture(Watchable, Future[T]):
                         if self._state not in UNDONE:
                             break
             done = self._state not in UNDONE  # before the last delivery: what ends after it has not been told
-            self._deliver(waits)
+            if task.feed is not None:
+                self._deliver(waits)
             return done
         finally:
             self = None  # type: ignore[assignment]

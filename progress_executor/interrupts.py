@@ -33,8 +33,9 @@ class SigintDeferred:
         if threading.get_ident() == threading.main_thread().ident:
             handler = _signal.getsignal(_SIGINT)
             if callable(handler):
-                self._handler = handler
-                _signal.signal(_SIGINT, self._note)
+                with contextlib.suppress(ValueError):  # of a subinterpreter, which hears of no signal
+                    _signal.signal(_SIGINT, self._note)
+                    self._handler = handler
         return self
 
     @contextlib.contextmanager

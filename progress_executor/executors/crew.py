@@ -4,6 +4,7 @@ To submit is one step, an append, so that Ctrl-C before or after it is harmless;
 the midst of anything here, and submit. The threads hold the crew and not the executor, which may be dropped.
 """
 
+import os
 import threading
 import weakref
 from abc import abstractmethod
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import BrokenExecutor
 from contextlib import suppress
 from queue import SimpleQueue
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 from ..futures import ProgressFuture
 from ..interrupts import SigintDeferred
@@ -47,21 +48,18 @@ class Crew(Generic[F]):
 
     def put(self, future: F) -> None:
         """Have the task of `future` run; RuntimeError if the crew is closed, or broken."""
-        self._check()
+        if self.closed:
+            self._refuse()
         self.pending.append(future)
         self._see_to_it()
         if self.closed and not self._serving:  # since just now: nobody looks any more
             with suppress(ValueError):
                 self.pending.remove(future)
-                self._check()
+                self._refuse()
 
-    def _check(self) -> None:
-        error = self.error()
-        if error is not None:
-            raise error
-        if self.closed:
-            after = "interpreter shutdown" if base.program_ends else "shutdown"
-            raise RuntimeError(f"cannot schedule new futures after {after}")
+    def _refuse(self) -> NoReturn:
+        after = "interpreter shutdown" if base.program_ends else "shutdown"
+        raise self.error() or RuntimeError(f"cannot schedule new futures after {after}")
 
     def error(self) -> BrokenExecutor | None:
         """What to raise because the crew is broken, if it is."""
@@ -73,7 +71,8 @@ class Crew(Generic[F]):
         self._see_to_it()
 
     def _see_to_it(self) -> None:
-        self.wake_one()
+        if self._idle:
+            self._wake.put(None)
         if len(self.threads) < self.size and len(self.pending) > len(self._idle):
             self.grow()
 
@@ -99,16 +98,15 @@ class Crew(Generic[F]):
 
     def take(self) -> F | None:
         """The next future; waits for one, and gives None when the crew is closed and none is left."""
-        while True:
+        while self.pending or self._wait():
             try:
                 future = self.pending.popleft()
-            except IndexError:
-                if not self._wait():
-                    return None
+            except IndexError:  # another thread was faster
                 continue
             if len(self.threads) < self.size and len(self.pending) > len(self._idle):
                 self.grow()  # who submitted may have taken this thread for an idle one
             return future
+        return None
 
     def _wait(self) -> bool:
         """Wait until there may be something to take; False if there will not."""
@@ -142,7 +140,7 @@ class Crew(Generic[F]):
 
     def break_down(self, error: BrokenExecutor) -> None:
         """Fail all that is pending, and take no more."""
-        self.broken = error
+        self.broken = error  # first: who is refused is told why
         self.close()
         self._fail_pending()
 
@@ -207,3 +205,22 @@ class PoolExecutor(ProgressExecutor):
 
     def _pending(self) -> "Iterable[Callable[[], object]]":
         return [future._cancel_pending for future in tuple(self._crew.pending)]
+
+
+def processors() -> int:
+    """How many this process may use, as the standard library counts them."""
+    count: int | None = getattr(os, "process_cpu_count", os.cpu_count)()  # the former from 3.13 on
+    return count or 1
+
+
+def checked_max_workers(max_workers: int | None, default: int) -> int:
+    """ValueError if it is not positive."""
+    if max_workers is not None and max_workers <= 0:
+        raise ValueError("max_workers must be greater than 0")
+    return default if max_workers is None else max_workers
+
+
+def check_initializer(initializer: object) -> None:
+    """TypeError if it is not callable."""
+    if initializer is not None and not callable(initializer):
+        raise TypeError("initializer must be a callable")

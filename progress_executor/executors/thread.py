@@ -1,5 +1,6 @@
 """`ThreadPoolProgressExecutor`: tasks run in threads of this process; a slot is in its own memory."""
 
+import itertools
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +9,9 @@ from typing import Any
 
 from ..futures import ProgressFuture
 from ..tasks import Call, Task
-from .crew import Crew, PoolExecutor
+from .crew import Crew, PoolExecutor, check_initializer, checked_max_workers, processors
+
+_numbers = itertools.count()
 
 
 class _Threads(Crew[ProgressFuture[Any]]):
@@ -46,8 +49,10 @@ class ThreadPoolProgressExecutor(PoolExecutor, ThreadPoolExecutor):
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
     ) -> None:
-        ThreadPoolExecutor.__init__(self, max_workers, thread_name_prefix, initializer, initargs)  # checks all that
-        crew = _Threads(self._max_workers, str(self._thread_name_prefix), initializer, initargs)
+        self._max_workers = checked_max_workers(max_workers, min(32, processors() + 4))
+        check_initializer(initializer)
+        name = thread_name_prefix or f"ThreadPoolExecutor-{next(_numbers)}"
+        crew = _Threads(self._max_workers, name, initializer, initargs)
         self._threads = crew.threads
         self._set_up_pool(crew)
 

@@ -1,7 +1,6 @@
 """`ProcessPoolProgressExecutor`: tasks run in processes of its own, each served by a thread of the caller (`link.py`)."""
 
 import multiprocessing
-import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -11,7 +10,7 @@ from typing import Any
 
 from ...interrupts import SigintDeferred
 from ...tasks import Call
-from ..crew import Crew, PoolExecutor
+from ..crew import Crew, PoolExecutor, check_initializer, checked_max_workers, processors
 from .launch import Forker
 from .link import MEMORY_SIZE, Link
 from .task import ProcessFuture, ProcessTask, checked_kill_after, is_plain
@@ -45,8 +44,7 @@ class Workers(Crew[ProcessFuture]):
         self._unserved: list[Link] = []
 
     def put(self, future: ProcessFuture) -> None:
-        self._check()
-        if self._forks and not self.links:
+        if self._forks and not self.links and not self.closed:
             self._fork_all()
         super().put(future)
 
@@ -151,12 +149,8 @@ class ProcessPoolProgressExecutor(PoolExecutor, ProcessPoolExecutor):
         max_tasks_per_child: int | None = None,
         kill_after: float | None = None,
     ) -> None:
-        if max_workers is None:
-            max_workers = getattr(os, "process_cpu_count", os.cpu_count)() or 1
-        elif max_workers <= 0:
-            raise ValueError("max_workers must be greater than 0")
-        if initializer is not None and not callable(initializer):
-            raise TypeError("initializer must be a callable")
+        self._max_workers = checked_max_workers(max_workers, processors())
+        check_initializer(initializer)
         if mp_context is None:
             mp_context = multiprocessing.get_context("spawn" if max_tasks_per_child is not None else None)
         if max_tasks_per_child is not None:
@@ -167,9 +161,8 @@ class ProcessPoolProgressExecutor(PoolExecutor, ProcessPoolExecutor):
             if mp_context.get_start_method(allow_none=False) == "fork":
                 raise ValueError("max_tasks_per_child is incompatible with the 'fork' start method: give another mp_context")
         self._kill_after = checked_kill_after(kill_after)
-        self._max_workers = max_workers
         self._mp_context = mp_context
-        self._workers = Workers(max_workers, mp_context, initializer, initargs, max_tasks_per_child)
+        self._workers = Workers(self._max_workers, mp_context, initializer, initargs, max_tasks_per_child)
         self._set_up_pool(self._workers)
 
     _takes_chunks = True

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from time import time
 from typing import Any
@@ -148,7 +149,8 @@ def _end_with_caller(life: Connection) -> None:
 
 
 def _exit_after(life: Connection) -> None:
-    life.poll(None)
+    with suppress(OSError):  # Windows tells it so
+        life.poll(None)
     os._exit(1)
 
 
