@@ -8,6 +8,7 @@ runs in a thread of its own and tasks never wait for the caller.
 import asyncio
 import bisect
 import logging
+import os
 import threading
 import weakref
 from collections import Counter, deque
@@ -373,6 +374,30 @@ class Board:
         self.ended: dict[Feed, None] = {}  # in order
         self.watched = False  # whether there ever was a feed: most calls of `pump` come where there is none
         self.cancelling = False  # set once, when everything on the executor is to stop
+        self._sleepers: list[threading.Condition] = []  # on which threads wait that have nothing to deliver
+
+    def watch(self) -> None:
+        """There is a feed from now on."""
+        if not self.watched:
+            self.watched = True
+            for condition in self._sleepers.copy():
+                with condition:
+                    condition.notify_all()
+
+    def wait(self, condition: threading.Condition, pause: float, timeout: float | None) -> None:
+        """Wait on `condition`, which is held, for `pause` seconds; or for long, if there is neither a feed nor a timeout.
+
+        To be woken by the clock, and not to be, takes as long as a short task.
+        """
+        if self.watched or timeout is not None or os.name != "posix":  # elsewhere Ctrl-C is not heard meanwhile
+            condition.wait(pause)
+            return
+        self._sleepers.append(condition)
+        try:
+            if not self.watched:
+                condition.wait()
+        finally:
+            self._sleepers.remove(condition)
 
     def pump(self, everyone: bool = False, waited_for: Container[Source] = ()) -> None:
         """Deliver what this thread is to deliver. Pending tasks cost nothing, running ones without callbacks next to it.

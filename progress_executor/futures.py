@@ -153,7 +153,7 @@ class Watchable:
         # In one step, and without a lock: somebody else may fork, or a signal handler add a callback, too.
         feed: Feed = vars(source).setdefault("feed", Feed(source))
         for board in source.boards:
-            board.watched = True
+            board.watch()
         feed.add(listener)
         if listener.hear and feed.begins_to_hear():
             source.listen(feed)
@@ -413,7 +413,7 @@ class ProgressFuture(Watchable, Future[T]):
                         self._deliver()
                     with self._condition:
                         if self._state in UNDONE:
-                            self._condition.wait(pause)
+                            task.board.wait(self._condition, pause, timeout)
                         if self._state not in UNDONE:
                             break
             done = self._state not in UNDONE  # before the last delivery: what ends after it has not been told
@@ -451,26 +451,32 @@ class ProgressFuture(Watchable, Future[T]):
         return Watch(self, interval)
 
     async def _watch(self, interval: float) -> T:
-        task = self._task
-        ticker = Ticker.of_running_loop()
-        ticker.watch(task, interval)
         try:
-            try:
-                if not self.done():
-                    await task.wait_in_loop(self, ticker)
+            if self.done():
                 self._deliver()
-            except BaseException as error:
-                ticker.abandon(task)
-                if isinstance(error, asyncio.CancelledError):
-                    self.cancel(message_of(error))
-                raise
-            finally:
-                ticker.unwatch(task, interval)
+            else:
+                await self._watch_to_the_end(interval)
             if self.cancelled():
                 raise asyncio.CancelledError(*self._cancellation().args)
             return super().result(0)
         finally:
             self = None  # type: ignore[assignment]  # see `result`
+
+    async def _watch_to_the_end(self, interval: float) -> None:
+        task = self._task
+        ticker = Ticker.of_running_loop()
+        ticker.watch(task, interval)
+        try:
+            await task.wait_in_loop(self, ticker)
+            self._deliver()
+        except BaseException as error:
+            ticker.abandon(task)
+            if isinstance(error, asyncio.CancelledError):
+                self.cancel(message_of(error))
+            raise
+        finally:
+            ticker.unwatch(task, interval)
+            self = None  # type: ignore[assignment]
 
     def __await__(self) -> Generator[Any, Any, T]:
         return self._watch(INTERVAL).__await__()
