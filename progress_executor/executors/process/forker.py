@@ -75,6 +75,8 @@ def fork_on_request(
 def _guard(files: list[int], size: int, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]) -> None:
     """Run a worker as a child of this process, tell its pid and how it ends, and end."""
     try:
+        for file in files:
+            os.set_inheritable(file, False)  # what a task executes must not hold an end of a pipe
         *ends, status = (Connection(file) for file in files[:4])
         memory = SharedMemory(size, files[4])
         worker: Any = multiprocessing.get_context("fork").Process(
