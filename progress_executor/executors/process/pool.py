@@ -18,7 +18,7 @@ from .task import ProcessFuture, ProcessTask, checked_kill_after, is_plain
 _DEATHS = 3
 """How many workers in a row may die before they are ready."""
 _OVERTAKES = 2
-"""By how many tasks per worker those that were submitted later may overtake one that was given in advance."""
+"""By how many tasks per worker one that was given in advance may be overtaken, and one more before that is seen."""
 
 
 class Workers(Crew[ProcessFuture]):
@@ -83,12 +83,20 @@ class Workers(Crew[ProcessFuture]):
         link.serve()
 
     def take(self) -> ProcessFuture | None:
+        link = self._overtaken()
+        if link is not None and (future := link.take_back()) is not None:
+            return future
+        return super().take()
+
+    def _overtaken(self) -> Link | None:
+        """To the worker that was given a task in advance which has been overtaken often enough, if there is one."""
         with suppress(IndexError):  # nothing is pending
             head = self.pending[0]._task.number
-            link = min(self.links, key=lambda link: link.waiting)
-            if link.waiting + _OVERTAKES * self.size < head and (future := link.take_back()) is not None:
-                return future
-        return super().take()
+            if head % self.size == 0:  # to look each time would take long where there are many workers
+                link = min(self.links, key=lambda link: link.waiting)
+                if link.waiting + _OVERTAKES * self.size < head:
+                    return link
+        return None
 
     def bring(self) -> bool:
         for link in self.links:
@@ -99,7 +107,7 @@ class Workers(Crew[ProcessFuture]):
 
     def take_plain(self) -> ProcessFuture | None:
         """The next future, if its call is plain, and no other worker is about to take it: none is idle, or starting."""
-        if self._idle or self.ready < len(self.threads):
+        if self._idle or self.ready < len(self.threads) or self._overtaken() is not None:
             return None
         try:
             seen = self.pending[0]
