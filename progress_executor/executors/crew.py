@@ -51,7 +51,12 @@ class Crew(Generic[F]):
         if self.closed:
             self._refuse()
         self.pending.append(future)
-        self._see_to_it()
+        try:
+            self._see_to_it()
+        except BaseException:  # no thread, or no process, could be started: who submits is told so
+            with suppress(ValueError):
+                self.pending.remove(future)
+            raise
         if self.closed and not self._serving:  # since just now: nobody looks any more
             with suppress(ValueError):
                 self.pending.remove(future)

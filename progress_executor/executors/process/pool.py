@@ -69,18 +69,23 @@ class Workers(Crew[ProcessFuture]):
             for _ in links:
                 self.grow()
 
+    def grow(self) -> None:
+        with SigintDeferred(), self._lock:
+            if len(self.links) == len(self.threads) < self.size:
+                # Not in the thread: who has submitted finds the process in `_processes`, or is told why there is none.
+                link = Link(self)
+                link.launch()
+                self.links.append(link)
+                self._unserved.append(link)
+            super().grow()
+
     def clean_up(self) -> None:
         forker, self.forker = self.forker, None
         if forker is not None:
             forker.close()
 
     def work(self) -> None:
-        try:
-            link = self._unserved.pop()
-        except IndexError:
-            link = Link(self)
-            self.links.append(link)
-        link.serve()
+        self._unserved.pop().serve()
 
     def take(self) -> ProcessFuture | None:
         link = self._overtaken()
