@@ -1,9 +1,9 @@
 """Process pools: slots, workers that are killed or outlive their caller, and nothing left behind."""
 
 import concurrent.futures
-import contextlib
-import errno
-import gc
+import io
+import itertools
+import logging
 import multiprocessing
 import os
 import pickle
@@ -14,17 +14,14 @@ import sys
 import threading
 import time
 import weakref
-from multiprocessing import resource_tracker
 
 import pytest
 
-from progress_executor import ProcessPoolProgressExecutor
-from progress_executor.executors import process
+from progress_executor import ProcessPoolProgressExecutor, WorkerDied
 
 from . import jobs
-from .conftest import DEADLINE, SHM, START_METHODS, make_executor, needs_shm, open_gate, segments, session, until
+from .conftest import DEADLINE, START_METHODS, make_executor, open_gate, session, until
 from .test_futures import watch
-from .test_killed import Unpicklable
 
 
 @pytest.mark.parametrize("method", START_METHODS)
@@ -41,51 +38,12 @@ def test_progress_and_cancellation_work_with_every_start_method(method, gate):
             future.result()
 
 
-@needs_shm
-def test_the_segments_size_does_not_depend_on_the_number_of_tasks():
-    sizes = []
-    for tasks in (10, 2000):
-        with ProcessPoolProgressExecutor(2) as executor:
-            futures = [executor.submit(jobs.count, 3) for _ in range(tasks)]
-            sizes.append(list(segments().values()))
-            assert sum(future.result() for future in futures) == 3 * tasks
-    assert len(sizes[0]) == 1
-    assert sizes[0] == sizes[1]
-
-
-@needs_shm
 def test_ten_thousand_tasks_leave_nothing_behind():
     threads = threading.active_count()
     with ProcessPoolProgressExecutor(2) as executor:
         assert sum(executor.map(jobs.count, [3] * 10_000)) == 30_000
-    assert not segments()
     assert not multiprocessing.active_children()
     assert threading.active_count() == threads
-
-
-@needs_shm
-def test_there_is_no_segment_before_the_first_task():
-    with ProcessPoolProgressExecutor(2):
-        assert not segments()
-
-
-@needs_shm
-def test_a_segment_is_readable_by_its_owner_only():
-    with ProcessPoolProgressExecutor(1) as executor:
-        executor.submit(jobs.add, 1).result()
-        (name,) = segments()
-        assert os.stat(os.path.join(SHM, name)).st_mode & 0o077 == 0
-
-
-@needs_shm
-@pytest.mark.parametrize("wait", [True, False])
-def test_the_segment_goes_when_the_last_task_has_ended(wait, gate):
-    executor = ProcessPoolProgressExecutor(1)
-    future = executor.submit(jobs.wait_for, gate)
-    open_gate(gate)
-    executor.shutdown(wait=wait)
-    assert future.result() == "waited"
-    until(lambda: not segments())
 
 
 def test_a_finished_task_does_not_wait_for_the_caller(tmp_path):
@@ -100,39 +58,6 @@ def touch(file, progress):
     progress.update()
     with open(file, "w"):
         pass
-
-
-def test_a_task_that_was_cancelled_in_the_call_queue_is_not_entered(gate, tmp_path):
-    with ProcessPoolProgressExecutor(1) as executor:
-        blocker = executor.submit(jobs.step_until, gate)
-        until(lambda: blocker.state["n"] > 0)
-        entered = tmp_path / "entered"
-        queued = executor.submit(jobs.note_and_wait, str(entered), gate)
-        until(queued.running)  # that is: in the call queue
-        assert queued.state["status"] == "pending"
-        assert queued.cancel()
-        assert not queued.cancelled()
-        open_gate(gate)
-        with pytest.raises(concurrent.futures.CancelledError):
-            queued.result()
-        assert not entered.exists()
-        assert queued.state == {"n": 0, "total": None, "status": "cancelled"}
-
-
-def test_slots_are_given_back_whatever_becomes_of_a_task():
-    with ProcessPoolProgressExecutor(1) as executor:
-        for round_ in range(20):
-            futures = [
-                executor.submit(jobs.add, round_),
-                executor.submit(jobs.fail),
-                executor.submit(jobs.add, lambda: None),
-                executor.submit(jobs.count, 3),
-                executor.submit(lambda: None),
-            ]
-            cancelled = executor.submit(jobs.count, 3)
-            cancelled.cancel()
-            concurrent.futures.wait([*futures, cancelled])
-        assert executor._arena._free.qsize() == executor._arena._size
 
 
 def test_progress_of_one_task_never_shows_in_the_next(gate):
@@ -160,7 +85,7 @@ def test_a_forked_child_of_a_task_writes_neither_into_its_state_nor_into_the_nex
         future = executor.submit(jobs.leave_a_child_writing, str(tmp_path / "written"), gate)
         future.result()
         assert future.state == {"n": 42, "total": None, "status": "done"}
-        for _ in range(executor._arena._size + 1):
+        for _ in range(4):  # in each of its slots, and once more
             following = executor.submit(jobs.count_slowly, 5, 0.001)
             following.result()
             assert following.state == {"n": 5, "total": 5, "status": "done"}
@@ -195,7 +120,6 @@ if __name__ == "__main__":
 """
 
 
-@needs_shm
 @pytest.mark.parametrize("method", START_METHODS)
 def test_ctrl_c_ends_everything_quietly(method, tmp_path):
     script = tmp_path / "caller.py"
@@ -210,7 +134,6 @@ def test_ctrl_c_ends_everything_quietly(method, tmp_path):
     assert errors.count("Traceback") == 1
     assert errors.rstrip().endswith("KeyboardInterrupt")
     assert not any(alive(pid) for pid in workers)
-    assert not segments(caller.pid)
 
 
 def alive(pid):
@@ -240,41 +163,24 @@ def test_leaving_waits_for_tasks_also_after_a_shutdown_that_did_not(gate):
     assert [future.result(timeout=0) for future in futures] == [5] * 8
 
 
-def test_leaving_wakes_the_manager_thread_only_while_it_can_hear_it():
-    heard = []
-    with ProcessPoolProgressExecutor(1) as executor:
-        executor.submit(jobs.add, 1).result()
-        manager, wakeup = executor._executor_manager_thread, executor._executor_manager_thread_wakeup
-        wake = wakeup.wakeup
-        wakeup.wakeup = lambda: (heard.append(manager.is_alive()), wake())
-    assert heard == [True]
-
-
-def test_a_done_callback_that_waits_for_its_executor_is_told_so(caplog):
-    executor = ProcessPoolProgressExecutor(1)
-    future = executor.submit(jobs.count, 3)
-    future.add_done_callback(lambda future: executor.shutdown())
-    concurrent.futures.wait([future])
-    executor.shutdown()
-    assert not multiprocessing.active_children()
-
-
-def test_a_done_callback_of_a_call_that_cannot_be_pickled_cannot_wait_for_its_executor_either():
+@pytest.mark.parametrize("call", [(jobs.count, 3), (jobs.add, lambda: None)], ids=["returns", "cannot be pickled"])
+def test_a_done_callback_that_waits_for_its_executor_is_told_so(call, gate):
     raised = []
 
     def leave(future):
-        with pytest.raises(RuntimeError, match="its own executor"):
+        with pytest.raises(RuntimeError, match="cannot wait for that executor's end"):
             executor.shutdown()
         raised.append(future)
 
-    with ProcessPoolProgressExecutor(1) as executor:
-        waiting, argument = executor.submit(time.sleep, 0.1), Unpicklable()
-        future = executor.submit(jobs.add, argument)
-        future.add_done_callback(leave)
-        argument.fail.set()
-        assert isinstance(future.exception(), TypeError)
-        assert waiting.result() is None
-        until(lambda: raised == [future])
+    executor = ProcessPoolProgressExecutor(1)
+    blocker = executor.submit(jobs.wait_for, gate)
+    future = executor.submit(*call)
+    future.add_done_callback(leave)
+    open_gate(gate)
+    concurrent.futures.wait([blocker, future])
+    executor.shutdown()
+    assert raised == [future]
+    assert not multiprocessing.active_children()
 
 
 def test_an_executor_that_goes_with_a_call_that_cannot_be_pickled_ends():
@@ -283,13 +189,25 @@ def test_an_executor_that_goes_with_a_call_that_cannot_be_pickled_ends():
         argument = Unpicklable()
         futures = [executor.submit(jobs.add, argument) for _ in range(3)]
         executor.shutdown(wait=False)
-        manager = executor._executor_manager_thread
+        threads = tuple(executor._crew.threads)
         del executor
         argument.fail.set()
         for future in futures:
             assert isinstance(future.exception(DEADLINE), TypeError)
-        manager.join(DEADLINE)
-        assert not manager.is_alive()
+        for thread in threads:
+            thread.join(DEADLINE)
+            assert not thread.is_alive()
+
+
+class Unpicklable:
+    """When `fail` is set, and not before."""
+
+    def __init__(self):
+        self.fail = threading.Event()
+
+    def __reduce__(self):
+        assert self.fail.wait(DEADLINE)
+        raise TypeError("cannot be pickled")
 
 
 class Finalized:
@@ -322,56 +240,6 @@ def test_an_argument_that_does_something_at_its_end_holds_no_lock_meanwhile():
     assert told == [True]
 
 
-def test_a_call_that_turns_out_unpicklable_while_its_pool_ends_does_not_block_it():
-    executor = ProcessPoolProgressExecutor(1)
-    executor.submit(jobs.add, 1).result()
-    manager, items, queue = executor._executor_manager_thread, executor._pending_work_items, executor._call_queue
-    join, given_up, joined = queue.join_thread, threading.Event(), threading.Event()
-
-    def pop(*args):  # the feeder thread's first step when it cannot pickle a call
-        item = dict.pop(items, *args)
-        given_up.set()
-        assert joined.wait(DEADLINE)
-        return item
-
-    def join_thread():  # the manager thread's last step: it waits for the feeder thread
-        joined.set()
-        join()
-
-    items.pop, queue.join_thread = pop, join_thread
-    future = executor.submit(jobs.add, lambda: None)
-    assert given_up.wait(DEADLINE)
-    executor.shutdown(wait=False)
-    assert isinstance(future.exception(timeout=DEADLINE), (pickle.PicklingError, AttributeError))
-    manager.join()
-
-
-def test_no_room_for_the_segment_is_an_error_of_submit(monkeypatch):
-    def no_room(*args):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "posix_fallocate", no_room)
-    with ProcessPoolProgressExecutor(1) as executor:
-        with pytest.raises(OSError, match="no shared memory for the progress") as error:
-            executor.submit(jobs.add, 1)
-        assert error.value.errno == errno.ENOSPC
-        assert not segments()
-
-
-def test_a_full_dev_shm_does_not_kill_the_caller():
-    code = "from progress_executor import *\nwith ProcessPoolProgressExecutor(1) as e:\n e.submit(abs, -1)"
-    script = f"mount -t tmpfs -o size=8k tmpfs {SHM} && exec {sys.executable} -c '{code}'"
-    try:
-        result = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, timeout=30)
-    except FileNotFoundError:
-        pytest.skip("unshare is not on this machine")
-    if "unshare" in result.stderr or "mount" in result.stderr:
-        pytest.skip("this user may not mount anything")
-    assert result.returncode == 1
-    error = result.stderr.splitlines()[-1]
-    assert re.fullmatch(r"OSError: \[Errno 28\] no .*\(.*/dev/shm on Linux\): No space left on device", error)
-
-
 def test_workers_that_end_after_their_number_of_tasks_are_always_replaced():
     context = multiprocessing.get_context("spawn")
     with ProcessPoolProgressExecutor(2, context, max_tasks_per_child=3) as executor:
@@ -389,58 +257,6 @@ def test_they_are_replaced_also_when_the_executor_was_shut_down_or_dropped(end):
     del executor
     assert [future.result(timeout=DEADLINE) for future in futures] == [1, 2, 3, 4]
     until(lambda: dropped() is None, "the end of the executor")
-
-
-def test_a_worker_may_start_while_the_rest_of_a_result_is_on_its_way():
-    """`submit` starts it, in another thread, while the manager thread asks all for their sentinels."""
-    reader, writer = multiprocessing.Pipe(duplex=False)
-    pipes = [multiprocessing.Pipe(duplex=False) for _ in range(2)]  # of workers that live
-    workers = {}
-    result = bytes(range(256)) * 1000
-    sent = len(result).to_bytes(4, "big") + result
-
-    class Worker:
-        def __init__(self, number):
-            self.number = number
-
-        @property
-        def sentinel(self):
-            if len(workers) == 1:
-                workers[1] = Worker(1)
-                threading.Thread(target=write_rest).start()
-            return pipes[self.number][0].fileno()
-
-    def write_rest():
-        with writer, open(writer.fileno(), "wb", closefd=False) as file:
-            file.write(sent[1:])
-
-    workers[0] = Worker(0)
-    process._ResultReader.adopt(reader, workers)
-    os.write(writer.fileno(), sent[:1])
-    with contextlib.ExitStack() as stack:
-        for connection in (reader, *pipes[0], *pipes[1]):
-            stack.enter_context(connection)
-        assert reader.recv_bytes() == result
-
-
-@pytest.mark.parametrize("method", ["forkserver", "spawn"])
-def test_a_worker_may_end_while_submit_starts_another(method, monkeypatch):
-    """The manager thread forgets it, while `submit` notes all that there are."""
-
-    class Forgetting(weakref.WeakSet):
-        def add(self, worker):
-            super().add(worker)
-            if len(executor._processes) == 2:
-                forgotten.update([executor._processes.popitem()])
-
-    forgotten = {}
-    monkeypatch.setattr(process, "_workers", Forgetting())
-    with make_executor(method) as executor:
-        try:
-            futures = [executor.submit(jobs.add, n) for n in range(2)]
-        finally:
-            executor._processes.update(forgotten)
-        assert [future.result() for future in futures] == [1, 2]
 
 
 def test_a_task_may_fork():
@@ -519,25 +335,6 @@ def test_ctrl_c_at_any_moment_of_starting_and_submitting_ends_the_pool(method, t
         errors = EXITING.sub("", errors)
     assert not re.search(r"Exception ignored|Process \w+-\d+:|in _bootstrap|spawn_main|_process_worker", errors)
     until(lambda: not session(caller.pid), "the end of all processes")
-    assert not segments(caller.pid)
-
-
-@needs_shm
-def test_ctrl_c_while_a_pool_is_made_leaves_no_semaphore(monkeypatch):
-    register, made = resource_tracker.register, []
-
-    def interrupted(name, kind):  # the semaphore is there, and nobody would remove it
-        made.append(os.path.join(SHM, f"sem.{name.lstrip('/')}"))
-        if len(made) == 1:
-            assert os.path.exists(made[0])
-            signal.raise_signal(signal.SIGINT)
-        register(name, kind)
-
-    monkeypatch.setattr(resource_tracker, "register", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        ProcessPoolProgressExecutor(1, multiprocessing.get_context("spawn"))
-    gc.collect()
-    assert not any(map(os.path.exists, made))
 
 
 LEFT_OPEN = """
@@ -578,4 +375,177 @@ def test_ctrl_c_at_exit_cancels_what_an_open_executor_still_runs(cls, tmp_path):
         output, errors = caller.communicate(timeout=30)
     assert output.split()[-1] == "cancelled"
     assert not errors
-    assert not segments(caller.pid)
+
+
+@pytest.mark.parametrize("method", START_METHODS)
+@pytest.mark.parametrize("stop", ["terminate_workers", "kill_workers"])
+def test_all_workers_can_be_stopped_at_once(stop, method, gate):
+    executor = make_executor(method)
+    futures = [executor.submit(jobs.step_until, gate) for _ in range(4)]
+    until(lambda: all(future.state["n"] for future in futures[:2]))
+    getattr(executor, stop)()
+    name = "SIGTERM" if stop == "terminate_workers" else "SIGKILL"
+    for future in futures[:2]:
+        with pytest.raises(WorkerDied, match=name):
+            future.result(DEADLINE)
+    assert all(future.cancelled() for future in futures[2:])
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        executor.submit(jobs.add, 1)
+    executor.shutdown()
+
+
+@pytest.mark.parametrize("kind", ["thread", "process", "sync"])
+def test_map_takes_no_more_than_its_buffer(kind):
+    taken = []
+
+    def numbers():
+        for number in range(100):
+            taken.append(number)
+            yield number
+
+    with make_executor(kind) as executor:
+        values = executor.map(jobs.add, numbers(), buffersize=3)
+        assert len(taken) == 3
+        assert [next(values), next(values)] == [1, 2]
+        assert len(taken) == 5
+        assert list(values) == list(range(3, 101))
+        for wrong, error in ((0, ValueError), ("3", TypeError)):
+            with pytest.raises(error, match="buffersize"):
+                executor.map(jobs.add, [1], buffersize=wrong)
+
+
+class DemandingError(Exception):
+    """It is pickled, but not unpickled: that calls it with `args` alone."""
+
+    def __init__(self, text, number):
+        super().__init__(text)
+        self.number = number
+
+
+class ClosedError(Exception):
+    def __init__(self, text):
+        super().__init__(text)
+        self.reason = lambda: text
+
+
+def raise_it(kind):
+    raise {"demanding": DemandingError("on purpose", 7), "closed": ClosedError("on purpose")}[kind]
+
+
+@pytest.mark.parametrize(("kind", "error"), [("demanding", pickle.UnpicklingError), ("closed", pickle.PicklingError)])
+def test_an_error_that_does_not_arrive_keeps_text_and_traceback(kind, error):
+    with ProcessPoolProgressExecutor(1) as executor:
+        future, following = executor.submit(raise_it, kind), executor.submit(jobs.add, 1)
+        with pytest.raises(error, match=f"{kind.title()}Error: on purpose"):
+            future.result(DEADLINE)
+        assert "in raise_it" in str(future.exception().__cause__)
+        assert following.result(DEADLINE) == 2
+
+
+class Slow:
+    """An argument whose pickling takes as long as the gate is closed."""
+
+    def __init__(self, gate):
+        self.gate = gate
+
+    def __reduce__(self):
+        jobs.wait_for(self.gate)
+        return int, ()
+
+
+@pytest.mark.parametrize("method", START_METHODS)
+def test_a_slow_pickle_holds_up_nobody_else(method, gate):
+    with make_executor(method) as executor:
+        slow = executor.submit(jobs.add, Slow(gate))
+        others = [executor.submit(jobs.add, number) for number in range(50)]
+        assert [future.result(DEADLINE) for future in others] == list(range(1, 51))
+        assert not slow.done()
+        open_gate(gate)
+        assert slow.result(DEADLINE) == 1
+
+
+def twice(data):
+    return data + data
+
+
+def test_large_arguments_and_results_pass_each_other():
+    data = bytes(30 << 20)
+    with ProcessPoolProgressExecutor(2) as executor:
+        futures = [executor.submit(twice, data) for _ in range(6)]
+        assert all(len(future.result(DEADLINE)) == 2 * len(data) for future in futures)
+
+
+def test_a_worker_that_was_stopped_holds_up_nobody_else(gate):
+    with ProcessPoolProgressExecutor(2) as executor:
+        stopped = executor.submit(jobs.report_pid, gate)
+        until(lambda: stopped.state["status"].isdecimal())
+        os.kill(int(stopped.state["status"]), signal.SIGSTOP)
+        assert [executor.submit(jobs.add, number).result(DEADLINE) for number in range(20)] == list(range(1, 21))
+        os.kill(int(stopped.state["status"]), signal.SIGCONT)
+        open_gate(gate)
+        stopped.result(DEADLINE)
+
+
+def test_a_signal_handler_may_submit_in_the_midst_of_submit():
+    numbers, futures = itertools.count(), []
+    with ProcessPoolProgressExecutor(2) as executor:
+        executor.submit(jobs.add, 1).result()
+        before = signal.signal(signal.SIGALRM, lambda *_: futures.append(executor.submit(jobs.add, next(numbers))))
+        signal.setitimer(signal.ITIMER_REAL, 0.001, 0.0007)
+        try:
+            own = [executor.submit(jobs.add, number) for number in range(5000)]
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        assert [future.result(DEADLINE) for future in own] == list(range(1, 5001))
+        assert len(futures) > 1
+        assert sorted(future.result(DEADLINE) for future in futures) == list(range(1, len(futures) + 1))
+
+
+def test_a_hundred_thousand_pending_tasks_are_cancelled_at_once(gate):
+    with ProcessPoolProgressExecutor(1) as executor:
+        blocker = executor.submit(jobs.step_until, gate)
+        until(lambda: blocker.state["n"])
+        futures = [executor.submit(jobs.add, number) for number in range(100_000)]
+        assert all(future.cancel() for future in futures)
+        assert all(future.cancelled() for future in futures)
+        open_gate(gate)
+
+
+def log_and_import():
+    logging.getLogger("progress_executor.tests").warning("here")
+    import tqdm
+
+    with tqdm.tqdm.get_lock():
+        return True
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_forked_successor_waits_for_no_lock_of_its_caller():
+    """A fork beside a thread that holds a lock copies it, and nobody releases the copy."""
+    import tqdm
+
+    over = threading.Event()
+
+    def hold_locks():
+        while not over.is_set():
+            with tqdm.tqdm.get_lock(), handler.lock:
+                time.sleep(0.001)
+
+    handler = logging.StreamHandler(io.StringIO())
+    logger = logging.getLogger("progress_executor.tests")
+    logger.addHandler(handler)
+    logger.propagate = False
+    thread = threading.Thread(target=hold_locks)
+    try:
+        with make_executor("fork", 1) as executor:
+            assert executor.submit(log_and_import).result(DEADLINE)
+            thread.start()
+            for _ in range(10):
+                with pytest.raises(WorkerDied):
+                    executor.submit(jobs.kill_oneself).result(DEADLINE)
+                assert executor.submit(log_and_import).result(DEADLINE)
+    finally:
+        over.set()
+        thread.join()
+        logger.removeHandler(handler)

@@ -130,6 +130,10 @@ class Crew(Generic[F]):
             self._idle.pop()
         return True
 
+    def all_pending(self) -> list[F]:
+        """Those that no thread runs."""
+        return list(self.pending)
+
     def bring(self) -> bool:
         """Have what waits elsewhere, though a thread is idle, be pending; whether there was something."""
         return False
@@ -209,7 +213,7 @@ class PoolExecutor(ProgressExecutor):
         return super()._cancel_all()
 
     def _pending(self) -> "Iterable[Callable[[], object]]":
-        return [future._cancel_pending for future in tuple(self._crew.pending)]
+        return [future._cancel_pending for future in self._crew.all_pending()]
 
 
 def processors() -> int:

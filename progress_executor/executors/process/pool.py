@@ -103,6 +103,10 @@ class Workers(Crew[ProcessFuture]):
                     return link
         return None
 
+    def all_pending(self) -> list[ProcessFuture]:
+        in_advance = (link.next_future for link in tuple(self.links))
+        return [*(future for future in in_advance if future is not None), *super().all_pending()]
+
     def bring(self) -> bool:
         for link in self.links:
             if (future := link.take_back()) is not None:
