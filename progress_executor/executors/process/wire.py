@@ -79,11 +79,12 @@ def receiver(end: Connection) -> Callable[[], Message]:
 
     def receive() -> Message:
         nonlocal behind
-        data, behind = behind or read(file, _CHUNK), b""
-        while data and len(data) < _HEADER:
-            data += read(file, _CHUNK)
-        if not data:
-            raise EOFError
+        data, behind = behind, b""
+        while len(data) < _HEADER:
+            more = read(file, _CHUNK)
+            if not more:  # also in the midst of a header
+                raise EOFError
+            data += more
         length = int.from_bytes(data[1:_HEADER], "little")
         if len(data) == length:
             return data
