@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import tqdm
 
 from progress_executor import ProcessPoolProgressExecutor, SyncProgressExecutor, ThreadPoolProgressExecutor
 from progress_executor.slots import Slot
@@ -38,6 +39,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # ("ignored due to race condition") where it finds no handler then. A child that an alarm is to end needs SIG_DFL.
 if hasattr(signal, "SIGALRM"):
     signal.signal(signal.SIGALRM, lambda *_: None)
+
+
+# tqdm makes it with the first bar, and keeps it: a semaphore, which is in /dev/shm.
+tqdm.tqdm.get_lock()
 
 
 if DASK:
@@ -158,29 +163,13 @@ def open_gate(gate):
     Path(gate).touch()
 
 
-SHM = "/dev/shm"
-
-
-def segments(pid=None):
-    """The shared memory that process `pid` (by default this one) has created, as {name: size}; only Linux shows it."""
-    found = {}
-    for path in Path(SHM).glob(f"psm_{os.getpid() if pid is None else pid}_*"):
-        with contextlib.suppress(FileNotFoundError):  # just removed
-            found[path.name] = path.stat().st_size
-    return found
-
-
-def left_by(pid):
-    """The names of segments and semaphores of process `pid`, if it runs `OWN_SEMAPHORES` before it makes any."""
-    return [*segments(pid), *(path.name for path in Path(SHM).glob(f"sem.mp-of-{pid}-*"))]
-
-
-OWN_SEMAPHORES = """
-import multiprocessing, os
-multiprocessing.current_process()._config["semprefix"] = f"/mp-of-{os.getpid()}"
-"""
-
-needs_shm = pytest.mark.skipif(not os.path.isdir(SHM), reason=f"{SHM} is where Linux shows shared memory")
+def in_shm():
+    """The files in /dev/shm that this process maps; none where there is no /proc."""
+    try:
+        with open("/proc/self/maps") as file:
+            return {line.split(None, 5)[5] for line in file if "/dev/shm/" in line}
+    except FileNotFoundError:
+        return set()
 
 
 def session(leader):
@@ -196,12 +185,21 @@ def session(leader):
     return found
 
 
+def alive(pid):
+    """Whether there is this process, and it is no zombie; False where there is no /proc."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):  # before it was opened, or after
+        return False
+
+
 @pytest.fixture(autouse=True)
 def _nothing_left_behind():
-    threads = set(threading.enumerate())
+    threads, shared = set(threading.enumerate()), in_shm()
     yield
     until(lambda: not multiprocessing.active_children(), "the end of all workers")
-    until(lambda: not segments(), "the end of all shared memory")
+    assert in_shm() <= shared
     until(
         lambda: not [thread for thread in set(threading.enumerate()) - threads if not thread.daemon],
         "the end of all threads",

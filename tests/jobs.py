@@ -7,17 +7,18 @@ import ctypes
 import faulthandler
 import gc
 import os
+import re
 import resource
 import signal
 import sys
 import threading
 import time
-from multiprocessing import connection
+from multiprocessing.connection import Client
 from pathlib import Path
 
 from progress_executor import current_progress
 from progress_executor._speedups._layout import SEQUENCE, STATUS_BYTE, N
-from progress_executor.executors import process
+from progress_executor.slots import Slot
 
 
 def add(a, b=1):
@@ -366,11 +367,19 @@ def die(how, gate, progress):
     DEATHS[how]()
 
 
+def slot_of_the_worker():
+    """That of the task which runs in this process: the worker has it while it calls the task's function."""
+    frame = sys._getframe()
+    while not isinstance(frame.f_locals.get("slot"), Slot):
+        frame = frame.f_back
+    return frame.f_locals["slot"]
+
+
 def begin_to_write(gate, progress, status="dying"):
     """Report; when the file `gate` is there, report by half. Returns what writes the other half."""
     set_all(7, 9, status, progress)
     wait_for(gate)
-    slot = next(slot for slot in process._arena._slots if slot.snapshot()["status"] == status)
+    slot = slot_of_the_worker()
     slot._words[SEQUENCE] += 1
     slot._words[N] = 8
     slot.buffer[STATUS_BYTE : STATUS_BYTE + 5] = b"write"
@@ -401,14 +410,13 @@ def stay_between_two_stores(progress):
 def die_while_the_result_is_sent(sent, gate, progress):
     """Return so much that it takes many writes, and be killed after the first `sent` bytes of it."""
 
-    def write(self, data, write=os.write):
-        if len(data) > sent:
-            write(self._handle, data[:sent])
-            be_killed()
+    def write_some(file, data, write=os.write):
+        write(file, data[:sent])
+        be_killed()
 
     set_all(7, 9, "dying", progress)
     wait_for(gate)
-    connection.Connection._send = write
+    os.write = write_some
     return bytes(1 << 20)
 
 
@@ -661,3 +669,77 @@ def leave_a_thread_that_speaks(ended, gate, spoke, progress):
     progress.log("here")
     threading.Thread(target=speak_late).start()
     wait_for(ended)
+
+
+def swallow_for_ever(progress):
+    while True:
+        with contextlib.suppress(asyncio.CancelledError):
+            progress.check()
+
+
+def loop_for_ever(_):
+    while True:
+        pass
+
+
+HANGS = {
+    "a loop": loop_for_ever,
+    "a long sleep": lambda _: time.sleep(3600),
+    "a match that takes for ever": lambda _: re.fullmatch("(a+)+b", "a" * 100),
+    "a long calculation": lambda _: pow(3, 10**8),
+    "swallowed errors": swallow_for_ever,
+    "a stopped process": lambda _: os.kill(os.getpid(), signal.SIGSTOP),
+}
+
+
+def hang_by(how, progress):
+    """Report, and never end, whoever asks."""
+    set_all(7, 9, "hanging", progress)
+    HANGS[how](progress)
+
+
+SAID_AT = range(0, 20, 4)
+
+
+def report_and_return(number, size, notes, progress):
+    """Twenty steps, some texts, and so many bytes. Its beginning and its end are noted."""
+    note(notes, f"{number} begins")
+    progress.status = str(os.getpid())
+    for step in progress(range(20)):
+        if step in SAID_AT:
+            progress.log(f"{number} at {step}")
+        time.sleep(0.0005)
+    note(notes, f"{number} ends")
+    return number, bytes([number % 256]) * size
+
+
+def note(file, line):
+    """In one write, which no kill splits."""
+    file = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(file, f"{line}\n".encode())
+    os.close(file)
+
+
+def puppet(address, number, progress):
+    """Does what it is told: "return" a value, "fail", or count. When it is asked to stop, "step" does, "swallow" returns.
+
+    "ignore" goes on.
+    """
+    with Client(address) as orders:
+        orders.send((number, os.getpid()))
+        while True:
+            order, argument = orders.recv()
+            if order == "return":
+                return argument
+            if order == "fail":
+                raise ValueError(number)
+            try:
+                progress.update(argument)
+            except BaseException:
+                orders.send("cancelled")
+                if order == "swallow":
+                    return "swallowed"
+                if order == "step":
+                    raise
+            else:
+                orders.send("counted")

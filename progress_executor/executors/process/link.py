@@ -20,6 +20,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from math import inf
 from pickle import PicklingError
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
 from ..._speedups._layout import SLOT_SIZE
@@ -39,6 +40,7 @@ _PLACES = 3
 MEMORY_SIZE = _PLACES * SLOT_SIZE
 _PATIENCE = 1.0
 """Seconds for a worker to end by itself after it has closed its pipes."""
+_LOOK = 0.002
 _TRIES = 3
 """How many workers may die before they have begun one and the same task."""
 
@@ -169,7 +171,11 @@ class Link:
                 future.set_exception(error)
                 del future  # the traceback holds this frame
             else:
-                self._give(given)
+                if len(given.packet or ()) > SMALL and not self.process.is_alive():
+                    self._reap()  # of a small one `_bury` finds that it has not begun
+                    self._again = given
+                else:
+                    self._give(given)
         return True
 
     def _is_needed(self) -> bool:
@@ -308,10 +314,14 @@ class Link:
             return 0, None
         launched.close()
         process = launched.process
-        process.join(patience)
-        if process.exitcode is None:  # it has closed its pipes, and lives
-            process.kill()
-            process.join(patience)
+        if patience is not None:
+            # Not by a join with a timeout: it waits for ever for a process that has closed its files, and lives.
+            end = monotonic() + patience
+            while process.is_alive() and monotonic() < end:
+                sleep(_LOOK)
+            if process.is_alive():
+                process.kill()
+        process.join()
         if self._ready:
             self._workers.count_ready(-1)
         self._launched, self._ready = None, False
