@@ -12,7 +12,15 @@ from fractions import Fraction
 
 import pytest
 
-from progress_executor import ProgressGroup, SyncProgressExecutor, ThreadPoolProgressExecutor, Updater, deadlines, slots
+from progress_executor import (
+    ProgressGroup,
+    SyncProgressExecutor,
+    ThreadPoolProgressExecutor,
+    Updater,
+    WorkerDied,
+    deadlines,
+    slots,
+)
 from progress_executor._speedups._layout import STANDS_SINCE, STOOD
 from progress_executor.delivery import INTERVAL, Board
 from progress_executor.slots import Slot
@@ -279,14 +287,15 @@ def test_what_a_task_raises_of_its_own_is_the_outcome(executor):
     assert future.cancel_requested()
 
 
-def test_a_worker_that_dies_at_the_deadline_breaks_its_pool(gate):
+def test_a_worker_that_dies_at_the_deadline_fails_its_task(gate):
     with make_executor("process") as executor:
         future = executor.submit(jobs.die, "exit_at_once", gate)
         future.set_deadline(timeout=0.2)
         until(future.cancel_requested)
         open_gate(gate)
-        with pytest.raises(concurrent.futures.BrokenExecutor):
+        with pytest.raises(WorkerDied, match="exit code 0"):
             future.result()
+        assert executor.submit(jobs.add, 1).result() == 2
     until(lambda: deadlines._timer._thread is None)
 
 
@@ -704,7 +713,7 @@ class Looked:
         monkeypatch.setattr(deadlines, "monotonic", lambda: self.now)
         monkeypatch.setattr(deadlines, "time", lambda: self.day)
         self.task = Task(Board(), (print, (), {}))
-        self.seconds = {"timeout": None, "stall": None, **seconds}
+        self.seconds = {"timeout": None, "stall": None, "kill_after": None, **seconds}
         self.set_deadline()
 
     def set_deadline(self):

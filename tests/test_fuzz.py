@@ -1,27 +1,28 @@
-"""Security: who can read a segment, what is unpickled, and that no bytes in a slot harm the caller."""
+"""Security: who can get at the shared memory, what is unpickled, and that no bytes in a slot harm the caller."""
 
 import asyncio
 import io
+import itertools
 import json
 import os
 import random
-import re
-import stat
 import struct
 import subprocess
 import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 from rich.progress import DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
 
-from progress_executor import ProcessPoolProgressExecutor, ProgressGroup, arena
+from progress_executor import ProgressGroup
 from progress_executor._speedups._layout import (
     ALONE,
     BIG,
+    CALLER_BYTE,
     FLOAT,
     INT,
     MODE_BYTE,
@@ -29,6 +30,7 @@ from progress_executor._speedups._layout import (
     NONE,
     NUMBER_SIZE,
     PART_BYTE,
+    PAUSE_BYTE,
     PLUS,
     SCALE,
     SCALED,
@@ -37,66 +39,29 @@ from progress_executor._speedups._layout import (
     STARTED_AT,
     STATUS_BYTE,
     STATUS_LENGTH_BYTE,
+    TAKEN_BACK_BYTE,
     TOTAL,
     TOTAL_KIND_BYTE,
     N,
 )
 
 from . import jobs
-from .conftest import DEADLINE, SHM, START_METHODS, make_executor, open_gate, segments, until
+from .conftest import DEADLINE, START_METHODS, make_executor, open_gate, until
 from .test_slots import check_validity
 
-needs_shm = pytest.mark.skipif(not os.path.isdir(SHM), reason=f"{SHM} is where Linux shows shared memory")
+# Who can get at the shared memory
 
 
-# Who can get at a segment
-
-
-@needs_shm
-def test_a_segment_is_readable_by_its_owner_only_whatever_the_umask_is():
-    before = os.umask(0)
-    try:
-        with ProcessPoolProgressExecutor(1) as executor:
-            executor.submit(jobs.add, 1).result()
-            (name,) = segments()
-            found = os.stat(os.path.join(SHM, name))
-    finally:
-        os.umask(before)
-    assert stat.S_IMODE(found.st_mode) == 0o600
-    assert found.st_uid == os.geteuid()
-
-
-def test_the_name_of_a_segment_has_64_random_bits(monkeypatch):
-    names = []
-
-    class Memory:
-        _fd = 0
-
-        def __init__(self, name, create, size):
-            names.append(name)
-
-    monkeypatch.setattr(arena, "SharedMemory", Memory)
-    monkeypatch.setattr(os, "posix_fallocate", lambda *_: None, raising=False)
-    for _ in range(200):
-        arena._create(SLOT_SIZE)
-    tails = {re.fullmatch(rf"psm_{os.getpid()}_([0-9a-f]{{16}})", name)[1] for name in names}
-    assert len(tails) == 200
-    for column in zip(*tails, strict=True):
-        assert set(column) == set("0123456789abcdef")
-
-
-def test_a_segment_that_is_there_already_is_not_taken(monkeypatch):
-    taken = arena._create(SLOT_SIZE)
-    try:
-        monkeypatch.setattr(arena.secrets, "token_hex", lambda _: taken.name.rpartition("_")[2])
-        with (
-            ProcessPoolProgressExecutor(1) as executor,
-            pytest.raises(FileExistsError, match="no shared memory for the progress"),
-        ):
-            executor.submit(jobs.add, 1)
-    finally:
-        taken.close()
-        taken.unlink()
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize("method", START_METHODS)
+def test_the_memory_that_a_worker_shares_has_no_name(method):
+    """Only who may look into one of the two processes can get at it."""
+    with make_executor(method, 1) as executor:
+        processes = ["self", executor.submit(os.getpid).result()]
+        maps = [Path(f"/proc/{process}/maps").read_text().splitlines() for process in processes]
+    ours, theirs = ({tuple(line.split()[3:]) for line in lines if line.split()[1] == "rw-s"} for lines in maps)
+    assert ours & theirs
+    assert all(path[-1] == "(deleted)" for _, _, *path in ours & theirs)
 
 
 # What is unpickled
@@ -107,7 +72,6 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from operator import add
 from progress_executor import ProcessPoolProgressExecutor
-from progress_executor.executors.process import RemoteTask
 
 _, cls, folder = sys.argv
 
@@ -124,7 +88,7 @@ with {"stock": ProcessPoolExecutor, "ours": ProcessPoolProgressExecutor}[cls](1,
 """
 
 
-@needs_shm
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="workers do not inherit the hook")
 def test_nothing_is_unpickled_but_what_the_standard_librarys_pool_unpickles(tmp_path):
     found = {}
     for cls in ("stock", "ours"):
@@ -133,12 +97,11 @@ def test_nothing_is_unpickled_but_what_the_standard_librarys_pool_unpickles(tmp_
         command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", UNPICKLED, cls, folder]
         subprocess.run(command, check=True, timeout=DEADLINE)
         for side in ("caller", "worker"):
-            found[cls, side] = [tuple(json.loads(line)) for line in (folder / side).read_text().splitlines()]
-    assert found["ours", "caller"] == found["stock", "caller"]
-    # The same, and a class of ours that has the call in it; the call is unpickled apart, and so comes behind.
-    remote = ("progress_executor.executors.process", "RemoteTask")
-    assert sorted(set(found["ours", "worker"]) - {remote}) == sorted(set(found["stock", "worker"]))
-    assert len(found["ours", "worker"]) == len(found["stock", "worker"]) + 2
+            found[cls, side] = [json.loads(line) for line in (folder / side).read_text().splitlines()]
+    assert found["ours", "caller"] == [["builtins", "TypeError"]]
+    assert found["ours", "worker"] == [["_operator", "add"]] * 2
+    for side in ("caller", "worker"):
+        assert all(name in found["stock", side] for name in found["ours", side])
 
 
 # Any bytes in a slot
@@ -289,23 +252,27 @@ def sum_up(progress):
     return sum(SUMMED)
 
 
+ASKED = [CALLER_BYTE, PAUSE_BYTE, TAKEN_BACK_BYTE]
+NOT_ASKED = [slice(at + 1, end) for at, end in itertools.pairwise([*ASKED, SLOT_SIZE])]
+
+
 class Scribbler(threading.Thread):
-    """Writes garbage into every slot of a pool, all the time; only the caller's own bytes stay."""
+    """Writes garbage into every slot of a pool, all the time; only what the caller asks of a task stays."""
 
     def __init__(self, executor, seed):
         super().__init__()
         chance = random.Random(seed)
-        self._garbage = [garbage(chance)[1:] for _ in range(1999)]
-        self._memory = executor._arena._memory.buf
+        self._garbage = [garbage(chance) for _ in range(1999)]
+        self._links = executor._workers.links
         self._stopped = threading.Event()
         self.written = 0
 
     def run(self):
         while not self._stopped.is_set():
-            for at in range(0, len(self._memory) - SLOT_SIZE + 1, SLOT_SIZE):
+            for slot in [slot for link in tuple(self._links) for slot in link._slots]:
                 piece = self._garbage[self.written % len(self._garbage)]
-                self._memory[at + MODE_BYTE] = piece[0]
-                self._memory[at + 3 : at + SLOT_SIZE] = piece[2:]
+                for part in NOT_ASKED:
+                    slot.buffer[part] = piece[part]
                 self.written += 1
             time.sleep(0)
 
@@ -316,7 +283,6 @@ class Scribbler(threading.Thread):
     def __exit__(self, *exc_info):
         self._stopped.set()
         self.join()
-        self._memory = None
 
 
 async def awaited(futures):

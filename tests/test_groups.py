@@ -12,10 +12,16 @@ import weakref
 import pytest
 import tqdm
 
-from progress_executor import ProcessPoolProgressExecutor, ProgressGroup, SyncProgressExecutor, ThreadPoolProgressExecutor
+from progress_executor import (
+    ProcessPoolProgressExecutor,
+    ProgressGroup,
+    SyncProgressExecutor,
+    ThreadPoolProgressExecutor,
+    deadlines,
+)
 
 from . import jobs
-from .conftest import KINDS, make_executor, open_gate, until
+from .conftest import DEADLINE, KINDS, make_executor, open_gate, until
 
 NOTHING = {"pending": 0, "running": 0, "done": 0, "failed": 0, "cancelled": 0}
 
@@ -48,6 +54,7 @@ def test_members_that_tell_no_total_count_as_tasks(pool, gate):
 
 def test_pending_members_count_as_tasks_of_average_size(pool, gate):
     futures = [pool.submit(jobs.report_and_wait, 7, 20, "", gate), pool.submit(jobs.report_and_wait, 1, 10, "", gate)]
+    until(lambda: all(future.state["n"] for future in futures))
     futures += [pool.submit(jobs.count, 3) for _ in range(4)]
     group = ProgressGroup(futures)
     until(lambda: group.state == {**NOTHING, "n": 8, "total": 30 + 4 * 15, "status": "running", "running": 2, "pending": 4})
@@ -164,6 +171,67 @@ def test_cancel_cancels_all_members(pool, gate):
         group.result()
     assert group.state["status"] == "cancelled"
     assert group.state["cancelled"] == 6
+
+
+def test_cancel_kills_the_members_that_do_not_stop():
+    with make_executor("process") as pool:
+        futures = [pool.submit(jobs.hang_by, "a loop"), *(pool.submit(jobs.step_until, "") for _ in range(5))]
+        until(lambda: futures[0].state["n"] and futures[1].state["n"])
+        group = ProgressGroup(futures)
+        assert group.cancel("why", kill_after=0.1)
+        with pytest.raises(concurrent.futures.CancelledError, match="why"):
+            group.result(DEADLINE)
+        assert group.state["cancelled"] == 6
+        assert futures[0].state["n"] == 7
+        assert not group.cancel(kill_after=0)
+
+
+@pytest.mark.parametrize(
+    ("error", "mistake"), [(ValueError, {"kill_after": 0}), (TypeError, {"kill_after": "0"}), (TypeError, {"msg": 1})]
+)
+def test_no_member_is_asked_to_stop_where_one_cannot_be(error, mistake, gate):
+    with make_executor("process", 1) as processes, make_executor("thread", 1) as threads:
+        group = ProgressGroup([pool.submit(jobs.step_until, gate) for pool in (processes, threads, processes)])
+        with pytest.raises(error):
+            group.cancel(**mistake)
+        assert not any(future.cancel_requested() for future in group.futures)
+        open_gate(gate)
+        group.result()
+
+
+def test_each_member_has_the_deadline_of_its_group(executor):
+    futures = [executor.submit(jobs.count_slowly, 10**6, 0.001) for _ in range(4)]
+    ProgressGroup([*futures, executor.submit(jobs.add, 1)]).set_deadline(timeout=0.2)
+    assert {str(future.exception()) for future in futures} == {"the task ran for longer than 0.2 s"}
+    assert all(future.state["n"] for future in futures)  # those that were pending had their time, too
+
+
+def test_the_deadline_of_a_group_kills_the_members_that_do_not_stop():
+    with make_executor("process") as pool:
+        group = ProgressGroup([pool.submit(jobs.hang_by, "swallowed errors") for _ in range(3)])
+        group.set_deadline(stall=0.1, kill_after=0.1)
+        assert {str(future.exception(DEADLINE)) for future in group.futures} == {"no progress for 0.1 s"}
+        assert group.state["failed"] == 3
+
+
+def test_the_deadline_of_a_group_can_be_removed(pool, gate):
+    group = ProgressGroup([pool.submit(jobs.step_until, gate) for _ in range(4)])
+    group.set_deadline(timeout=1000)
+    group.set_deadline()
+    assert not any(future._task in deadlines._timer._boards.get(future._task.board, ()) for future in group.futures)
+    open_gate(gate)
+    group.result()
+
+
+@pytest.mark.parametrize(
+    ("error", "mistake"), [(ValueError, {"timeout": 0}), (TypeError, {"stall": "1"}), (ValueError, {"kill_after": 0})]
+)
+def test_the_deadline_of_a_group_is_checked(error, mistake):
+    with ThreadPoolProgressExecutor(1) as executor:
+        group = ProgressGroup([executor.submit(jobs.count, 3)])
+        with pytest.raises(error):
+            group.set_deadline(**{"timeout": 1, **mistake})
+        assert group.result() == [3]
 
 
 def test_a_done_group_cannot_be_cancelled(executor):

@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import contextlib
+import io
 import itertools
 import os
 import random
@@ -12,9 +13,11 @@ import sys
 import threading
 import time
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 
 import pytest
+import tqdm
 
 import progress_executor
 from progress_executor import ProgressFuture, SyncProgressExecutor, ThreadPoolProgressExecutor
@@ -24,27 +27,26 @@ from progress_executor.interrupts import SafeCondition, SigintDeferred
 from progress_executor.tasks import Task
 
 from . import jobs
-from .conftest import DEADLINE, OWN_SEMAPHORES, POOLS, START_METHODS, left_by, make_executor, needs_shm, until
+from .conftest import DEADLINE, POOLS, START_METHODS, make_executor, until
 from .terminal import Terminal
 from .test_exit import run
 
-pytestmark = [needs_shm, pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc and /dev/shm")]
-
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
 AT_ONCE = 1
 """Seconds in which a program ends after its tasks' last step, not counting those in which its main thread, or the test's,
 was ready to run but had no processor."""
 
-PROGRAM = f"""
-import asyncio, contextlib, itertools, signal, sys, threading, time, traceback
+PROGRAM = """
+import asyncio, contextlib, itertools, multiprocessing, os, signal, sys, threading, time, traceback
 from concurrent.futures import wait
 from progress_executor import *
-{OWN_SEMAPHORES}
+
 kind, style, moment, folder = sys.argv[1:]
 
 def note(what, number="", text=""):
     # And no file object, which a second Ctrl-C might leave open.
-    file = os.open(os.path.join(folder, f"{{what}}{{number}}"), os.O_CREAT | os.O_WRONLY)
+    file = os.open(os.path.join(folder, f"{what}{number}"), os.O_CREAT | os.O_WRONLY)
     os.write(file, text.encode())
     os.close(file)
 
@@ -73,14 +75,14 @@ def submit(executor):
     for number in itertools.count() if moment == "submit" else range(6):
         future = executor.submit(work, number)
         if number < 6:
-            future.add_tqdm_callback(init_kwargs={{"desc": f"bar {{number}}", "leave": False}}, triggers=["running"])
+            future.add_tqdm_callback(init_kwargs={"desc": f"bar {number}", "leave": False}, triggers=["running"])
         note("submitted")
         yield future
         if moment == "submit":
             time.sleep(0.0005)
 
 def leave(futures):
-    ProgressGroup(futures).add_tqdm_callback(init_kwargs={{"desc": "bar of all", "leave": False}})
+    ProgressGroup(futures).add_tqdm_callback(init_kwargs={"desc": "bar of all", "leave": False})
     note("leaving")
 
 def main():
@@ -94,9 +96,9 @@ def interrupt_if_asyncio_loses_a_wake_up(loop):
     # Where KeyboardInterrupt takes its place, the task stays asleep though what it waits for is there: it takes a third one.
     # Likewise where that takes the place of the callback in which a TaskGroup hears of the end of its last task.
     def asleep():
-        waiting = {{(task, task._fut_waiter) for task in asyncio.all_tasks(loop)}}
+        waiting = {(task, task._fut_waiter) for task in asyncio.all_tasks(loop)}
         lost = group._on_completed_fut if group and all(task.done() for task in group._tasks) else None
-        return {{(task, waiter) for task, waiter in waiting if waiter is not None and (waiter.done() or waiter is lost)}}
+        return {(task, waiter) for task, waiter in waiting if waiter is not None and (waiter.done() or waiter is lost)}
 
     with contextlib.suppress(RuntimeError):  # the loop is closed
         while True:
@@ -231,7 +233,6 @@ class Program(Terminal):
         assert self.column == 0
         assert self.settings == self.before
         until(lambda: not self.processes(), "the end of all processes")
-        until(lambda: not left_by(self.pid), "the end of shared memory and semaphores")
         assert not list(self._temporary.iterdir())
 
 
@@ -266,7 +267,6 @@ def test_ctrl_c_while_a_worker_starts_lets_the_tasks_of_the_others_clean_up(kind
         assert "interrupted" in program.text
         assert program.noted("cleaned").keys() == program.noted("entered").keys()
         until(lambda: not program.processes(), "the end of all processes")
-        until(lambda: not left_by(program.pid), "the end of shared memory and semaphores")
 
 
 AGAIN = [
@@ -307,16 +307,16 @@ def test_sigterm_with_asyncios_handler_cancels_all_tasks(kind, moment, tmp_path)
         program.check("terminated")
 
 
-def interrupted_at_line(number, codes, fn):
+def interrupted_at_line(number, codes, fn, begun=lambda: True):
     """Call `fn()` with a Ctrl-C at the line of that number of all that it runs of `codes`; whether there was such a line.
 
-    In an interpreter of its own: what is raised at a line of an `except` block may leave the exception behind that was
+    Those count at which `begun()`. In an interpreter of its own: what is raised at a line of an `except` block may leave the exception behind that was
     handled there, and whatever is raised later has it as its context.
     """
     lines = itertools.count()
 
     def trace(frame, event, arg):
-        if frame.f_code in codes and event == "line" and next(lines) == number:
+        if frame.f_code in codes and event == "line" and begun() and next(lines) == number:
             sys.settrace(None)
             signal.raise_signal(signal.SIGINT)
         return trace if frame.f_code in codes else None
@@ -359,6 +359,104 @@ def interrupt_sync(task):
         if not reached:
             break
     assert number > 30
+
+
+@pytest.mark.parametrize("wait", ["result", "exception", "shutdown"])
+def test_ctrl_c_at_any_line_after_a_sync_task_keeps_its_value(wait):
+    run("from tests.test_interrupts import interrupt_returned; interrupt_returned(sys.argv[1])", wait)
+
+
+def interrupt_returned(wait):
+    for number in itertools.count():
+        returned, interrupts = [], []
+
+        def work(returned=returned):
+            returned.append(True)
+            return "kept"
+
+        def wait_for_it(returned=returned, interrupts=interrupts):
+            try:
+                getattr(executor if wait == "shutdown" else future, wait)()
+            except KeyboardInterrupt as error:
+                interrupts.append(error)
+
+        with SyncProgressExecutor() as executor:
+            future = executor.submit(work)
+            reached = interrupted_at_line(number, RUNNING_HERE, wait_for_it, lambda returned=returned: bool(returned))
+            assert future.done()
+            assert future.result() == "kept"
+            assert future.state["status"] == "done"
+        assert len(interrupts) == reached
+        if not reached:
+            break
+    assert number > 10
+
+
+def in_a_sync_task(act):
+    with SyncProgressExecutor() as executor:
+        executor.submit(act).result()
+
+
+def in_a_done_callback(act):
+    with SyncProgressExecutor() as executor:
+        future = executor.submit(jobs.add, 1)
+        future.add_done_callback(lambda _: act())
+        future.result()
+
+
+def where_a_pending_task_is_cancelled(act):
+    with SyncProgressExecutor() as executor:
+        executor.submit(jobs.add, 1).add_done_callback(lambda _: act())
+        executor.shutdown(cancel_futures=True)
+
+
+def in_the_class_of_a_bar(act, method):
+    class Bar(tqdm.tqdm):
+        pass
+
+    def call(self, *args, **kwargs):
+        act()
+        return getattr(super(Bar, self), method)(*args, **kwargs)
+
+    setattr(Bar, method, call)
+    with ThreadPoolProgressExecutor(1) as executor:
+        future = executor.submit(jobs.count, 3)
+        future.add_tqdm_callback(Bar, {"file": io.StringIO()})
+        future.result()
+
+
+WHERE_CTRL_C_WAITS = [
+    in_a_sync_task,
+    in_a_done_callback,
+    where_a_pending_task_is_cancelled,
+    *(pytest.param(partial(in_the_class_of_a_bar, method=name), id=f"in {name} of a bar") for name in ("__init__", "close")),
+]
+
+
+@pytest.fixture
+def sigint():
+    """Python's own handler of SIGINT, which is put back."""
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    yield signal.default_int_handler
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.mark.parametrize("where", WHERE_CTRL_C_WAITS)
+def test_a_handler_of_sigint_that_is_set_meanwhile_stays(where, sigint):
+    came = []
+    where(lambda: signal.signal(signal.SIGINT, lambda *_: came.append(1)))
+    signal.raise_signal(signal.SIGINT)
+    assert came == [1]
+
+
+@pytest.mark.parametrize("where", WHERE_CTRL_C_WAITS)
+def test_a_handler_of_sigint_that_is_kept_meanwhile_works(where, sigint):
+    """As somebody would keep it who sets another one, and puts it back later."""
+    kept = []
+    where(lambda: kept.append(signal.getsignal(signal.SIGINT)))
+    signal.signal(signal.SIGINT, kept[0])
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_ctrl_c_while_a_thread_pool_starts_a_thread_lets_its_task_clean_up():
@@ -436,6 +534,32 @@ def interrupt_leaving(style):
     assert number > 3
 
 
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("kind", POOLS)
+def test_who_leaves_an_executor_sleeps_until_its_tasks_end(kind, style):
+    status = Path(f"/proc/self/task/{threading.get_native_id()}/status")
+    naps = []
+
+    def count(_):
+        naps.append(int(re.search(r"^voluntary_ctxt_switches:\s*(\d+)", status.read_text(), re.M)[1]))
+
+    def begin(executor):
+        executor.submit(jobs.add, 1).result()  # its worker is there
+        executor.submit(time.sleep, 1).add_done_callback(count)
+        count(None)
+
+    async def leave_in_loop():
+        async with make_executor(kind, 1) as executor:
+            begin(executor)
+
+    if style == "asyncio":
+        asyncio.run(leave_in_loop())
+    else:
+        with make_executor(kind, 1) as executor:
+            begin(executor)
+    assert naps[1] - naps[0] < 5
+
+
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize("held_back", [SigintDeferred, pytest.param(SafeCondition, id="while futures are waited for")])
 def test_a_child_that_another_thread_forks_while_ctrl_c_waits_hears_of_it(held_back):
@@ -478,7 +602,8 @@ def interrupt_often(fn, *args):
                 signal.setitimer(signal.ITIMER_REAL, 1e-6)  # the next one
                 raise KeyboardInterrupt
             frame = frame.f_back
-        signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 1e-4))
+        if left:
+            signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 1e-4))
 
     before = signal.signal(signal.SIGALRM, interrupt)
     signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 3e-4))
@@ -487,8 +612,9 @@ def interrupt_often(fn, *args):
             fn(*args)
     except KeyboardInterrupt:
         pass
+    left = 0
+    signal.setitimer(signal.ITIMER_REAL, 0)  # first: the handler from before may be pytest-timeout's, which uses the same timer
     signal.signal(signal.SIGALRM, before)
-    signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def step_into(condition):
@@ -519,7 +645,7 @@ def test_an_interrupt_leaves_no_condition_locked(use):
 
 
 def test_ctrl_c_leaves_no_future_locked_that_is_waited_for():
-    futures = [ProgressFuture._adopt(Future(), Task(Board(), None)) for _ in range(10)]
+    futures = [ProgressFuture(Task(Board(), None)) for _ in range(10)]
     handler = signal.getsignal(signal.SIGINT)
     before = signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
     try:

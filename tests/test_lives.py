@@ -5,49 +5,39 @@ what must become of each; and thousands of tasks are cancelled at random.
 """
 
 import concurrent.futures
+import contextlib
 import os
 import random
 import signal
 import threading
 import time
 from collections import Counter
-from concurrent.futures import BrokenExecutor, CancelledError
-from multiprocessing.connection import Client, Listener
+from concurrent.futures import CancelledError
+from multiprocessing.connection import Listener
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
-from progress_executor import IMPLEMENTATION, SyncProgressExecutor, ThreadPoolProgressExecutor
+from progress_executor import IMPLEMENTATION, SyncProgressExecutor, ThreadPoolProgressExecutor, WorkerDied
 
 from . import jobs
 from .conftest import DEADLINE, KINDS, LOCAL, POOLS, START_METHODS, make_executor, open_gate, until
 
 WORKERS = 2
-
-
-def puppet(address, number, progress):
-    """Does what it is told: ("step", n), ("return", value), ("fail",), ("swallow",) and ("die",)."""
-    with Client(address) as orders:
-        orders.send(number)
-        while True:
-            order, *arguments = orders.recv()
-            if order == "return":
-                return arguments[0]
-            if order == "fail":
-                raise ValueError(number)
-            if order == "die":
-                os.kill(os.getpid(), signal.SIGKILL)
-            try:
-                progress.update(arguments[0])
-            except BaseException:
-                orders.send("cancelled")
-                if order == "swallow":
-                    return "swallowed"
-                raise
-            orders.send("counted")
+OVERTAKES = 3 * WORKERS
+"""How many tasks may start before an earlier one that was given to a worker in advance."""
 
 
 class Life:
@@ -56,8 +46,10 @@ class Life:
     def __init__(self, number):
         self.number = number
         self.n = 0
+        self.pid = None  # of the process in which it runs
+        self.overtaken = 0  # how often a later one has started before it
         self.asked = False  # to stop
-        self.end = None  # "cancelled", ValueError, BrokenExecutor or ("value", ...)
+        self.end = None  # "cancelled", ValueError, TimeoutError, WorkerDied or ("value", ...)
         self.told = []
 
     def __repr__(self):
@@ -70,126 +62,163 @@ class Pool(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.executor = make_executor(self.kind, WORKERS)
+        self.executor.submit(jobs.add, 1).result()  # workers that are forked now have no copy of the listener
         self.listener = Listener(family="AF_UNIX")
+        self.listener._listener._socket.settimeout(DEADLINE)
         self.lives = []
         self.connected = {}
-        self.shut = self.broken = False
+        self.shut = False
 
     tasks = Bundle("tasks")
+    one_that_runs = st.integers(0, WORKERS - 1)
 
-    @precondition(lambda self: not self.shut and not self.broken)
-    @rule(target=tasks)
-    def submit(self):
-        life = Life(len(self.lives))
-        life.future = self.executor.submit(puppet, self.listener.address, life.number)
-        life.future.add_progress_callback(lambda old, new: life.told.append(new))
-        self.lives.append(life)
+    @initialize(target=tasks, count=st.integers(1, 6))
+    def begin(self, count):
+        return self.submit(count)
+
+    @precondition(lambda self: not self.shut)
+    @rule(target=tasks, count=st.integers(1, 6))
+    def submit(self, count):
+        new = [Life(number) for number in range(len(self.lives), len(self.lives) + count)]
+        for life in new:
+            life.future = self.executor.submit(jobs.puppet, self.listener.address, life.number)
+            life.future.add_progress_callback(lambda old, new, life=life: life.told.append(new))
+            self.lives.append(life)
         self.settle()
-        return life
+        return multiple(*new)
 
-    @precondition(lambda self: self.shut or self.broken)
+    @precondition(lambda self: self.shut)
     @rule()
     def submit_too_late(self):
-        with pytest.raises(BrokenExecutor if self.broken else RuntimeError):
+        with pytest.raises(RuntimeError, match="after shutdown"):
             self.executor.submit(jobs.add, 1)
 
-    @rule(life=tasks, n=st.integers(1, 100), order=st.sampled_from(["step", "step", "swallow"]))
-    def step(self, life, n, order):
-        if life not in self.running():
-            return
-        orders = self.connected[life.number]
-        orders.send((order, n))
-        life.n += n
-        if life.asked:
-            assert orders.recv() == "cancelled"
-            self.ended(life, ("value", "swallowed") if order == "swallow" else "cancelled")
-        else:
-            assert orders.recv() == "counted"
-            assert life.future.state == {"n": life.n, "total": None, "status": "running"}
+    @rule(at=one_that_runs, n=st.integers(1, 100), order=st.sampled_from(["step", "step", "swallow", "ignore"]))
+    def step(self, at, n, order):
+        for life in self.running()[at : at + 1]:
+            life.n += n
+            assert self.tell(life, order, n) == ("cancelled" if life.asked else "counted")
+            if life.asked and order != "ignore":
+                self.ended(life, ("value", "swallowed") if order == "swallow" else "cancelled")
+            else:
+                assert life.future.state == {"n": life.n, "total": None, "status": "running"}
 
-    @rule(life=tasks, value=st.integers())
-    def finish(self, life, value):
-        if life in self.running():
+    @rule(at=one_that_runs, value=st.integers())
+    def finish(self, at, value):
+        for life in self.running()[at : at + 1]:
             self.connected[life.number].send(("return", value))
             self.ended(life, ("value", value))
 
-    @rule(life=tasks)
-    def fail(self, life):
-        if life in self.running():
-            self.connected[life.number].send(("fail",))
+    @rule(at=one_that_runs)
+    def fail(self, at):
+        for life in self.running()[at : at + 1]:
+            self.connected[life.number].send(("fail", None))
             self.ended(life, ValueError)
 
-    @rule(life=tasks)
-    def cancel(self, life):
+    @rule(at=one_that_runs)
+    def die(self, at):
+        for life in self.running()[at : at + 1] if self.kind != "thread" else ():
+            os.kill(life.pid, signal.SIGKILL)
+            self.ended(life, WorkerDied, dead=True)
+
+    @rule(at=one_that_runs, kill_after=st.sampled_from([0, 0.02]))
+    def time_out_and_kill(self, at, kill_after):
+        for life in self.running()[at : at + 1] if self.kind != "thread" else ():
+            life.future.set_deadline(timeout=0.001, kill_after=kill_after)
+            if not life.asked:  # else it has no effect
+                self.ended(life, TimeoutError, dead=True)
+
+    @rule(at=one_that_runs, kill_after=st.sampled_from([0, 0.02]))
+    def cancel_and_kill(self, at, kill_after):
+        for life in self.running()[at : at + 1]:
+            if self.kind == "thread":
+                with pytest.raises(ValueError, match="kill_after"):
+                    life.future.cancel(kill_after=kill_after)
+            else:
+                assert life.future.cancel(kill_after=kill_after)
+                self.ended(life, "cancelled", dead=True)
+
+    @rule(life=tasks, kill_after=st.sampled_from([None, 0, 1000]))
+    def cancel(self, life, kill_after):
+        """Nobody is killed: for one that is pending or done, nor for one that runs and stops in time."""
         before = life.end
-        running = life in self.running()
-        assert life.future.cancel() == (before in (None, "cancelled"))
+        if self.kind == "thread" or (kill_after == 0 and life in self.running()):
+            kill_after = None
+        assert life.future.cancel(kill_after=kill_after) == (before in (None, "cancelled"))
         assert before is not None or life.future.cancel_requested()
-        if before is None and running:
+        if life in self.running():
             life.asked = True
             assert life.future.running()
-        elif before is None:  # at once, or when a worker comes across it in the call queue: it is never entered
-            assert life.future.cancelled() or self.kind != "thread"
+        elif before is None:  # at once, and it is never entered
+            assert life.future.cancelled()
             life.end = "cancelled"
 
-    @precondition(lambda self: self.kind != "thread")
+    @precondition(lambda self: self.kind != "thread" and not self.shut)
     @rule(life=tasks)
-    def die(self, life):
-        if life not in self.running():
-            return
-        undone = [other for other in self.lives if not other.future.done()]
-        self.connected[life.number].send(("die",))
-        self.broken = True
-        concurrent.futures.wait([other.future for other in undone], timeout=30)
-        for other in undone:  # what was cancelled in the call queue, either a worker came across it, or none ever will
-            if other.end is None or not other.future.cancelled():
-                other.end = BrokenExecutor
+    def die_idle(self, life):
+        """The worker that has run it; nobody notices."""
+        if life.pid in self.workers() and life.pid not in [other.pid for other in self.running()]:
+            with contextlib.suppress(ProcessLookupError):  # again
+                os.kill(life.pid, signal.SIGKILL)
 
-    # After the first, what is left depends on the moment, and hypothesis wants the same rules to be there each time.
-    @precondition(lambda self: self.shut or any(life.end is None for life in self.lives))
+    @precondition(lambda self: not self.shut)
     @rule(cancel_futures=st.booleans())
     def shut_down(self, cancel_futures):
         running = self.running()
         self.executor.shutdown(wait=False, cancel_futures=cancel_futures)
         self.shut = True
-        if not cancel_futures:
-            return
         for life in self.lives:
-            if life.end is None and life not in running:
-                assert life.future.cancelled() or self.kind != "thread"  # which may have it in its call queue
-                life.end = "cancelled" if life.future.cancelled() else None
+            if cancel_futures and life.end is None and life not in running:
+                assert life.future.cancelled()
+                life.end = "cancelled"
 
     @rule()
     def deliver(self):
         concurrent.futures.wait([life.future for life in self.lives], timeout=0)
 
     def running(self):
-        return [life for life in self.lives if life.end is None][:WORKERS]
+        return [life for life in self.lives if life.end is None and life.number in self.connected]
 
-    def ended(self, life, end):
+    def workers(self):
+        return self.executor._processes
+
+    def tell(self, life, *order):
+        orders = self.connected[life.number]
+        orders.send(order)
+        assert orders.poll(DEADLINE)
+        return orders.recv()
+
+    def ended(self, life, end, dead=False):
         life.end = end
         until(life.future.done)
+        if self.kind != "thread" and not self.shut:
+            assert (life.pid in self.workers()) == (not dead)
         self.settle()
 
     def settle(self):
-        """Wait for the tasks that the pool starts now."""
-        while not all(life.number in self.connected for life in self.running()):
+        """Wait for the tasks that the pool starts now: as many as it has workers, and nearly in the order of submission."""
+        undone = [life for life in self.lives if life.end is None]
+        while len(self.running()) < min(len(undone), WORKERS):
             connection = self.listener.accept()
-            self.connected[connection.recv()] = connection
+            number, pid = connection.recv()
+            self.connected[number] = connection
+            self.lives[number].pid = pid
+            for life in undone:
+                if life.number < number and life.number not in self.connected:
+                    life.overtaken += 1
+                    assert life.overtaken <= (0 if self.kind == "thread" else OVERTAKES)
 
     @invariant()
     def futures_are_as_they_should_be(self):
         for life in self.lives:
-            future = life.future
-            if life.end is None:
-                assert not future.done()
-            elif future.done():
+            assert life.future.done() == (life.end is not None)
+            if life.end is not None:
                 self.check_end(life)
 
     def check_end(self, life):
         future, end = life.future, life.end
         assert not future.running()
-        status = {"cancelled": "cancelled", ValueError: "failed", BrokenExecutor: "failed"}.get(end, "done")
+        status = end if end == "cancelled" else "done" if isinstance(end, tuple) else "failed"
         assert future.state == {"n": life.n, "total": None, "status": status}
         assert future.cancelled() == (end == "cancelled")
         if end == "cancelled":
@@ -198,24 +227,26 @@ class Pool(RuleBasedStateMachine):
         elif status == "done":
             assert future.result(0) == end[1]
         else:
-            assert isinstance(future.exception(0), end)
+            error = future.exception(0)
+            assert type(error) is end
+            if end is WorkerDied:
+                assert (error.pid, error.exitcode, error.state["n"]) == (life.pid, -signal.SIGKILL, life.n)
 
     def teardown(self):
-        while running := self.running():
-            self.finish(running[0], "at last")
-        with self.executor:
-            pass
-        for connection in self.connected.values():
-            connection.close()
-        self.listener.close()
+        for strings in (self.listener, *self.connected.values()):
+            strings.close()  # with which the puppets that are left end
+        self.executor.shutdown()
         for life in self.lives:
             assert life.future.done()
+            if life.end is None:
+                life.end = type(life.future.exception())
+                assert issubclass(life.end, (EOFError, OSError))
             self.check_end(life)
             statuses = [state["status"] for state in life.told]
             assert statuses == sorted(statuses, key=["pending", "running", "done", "failed", "cancelled"].index)
             assert life.told[-1] == life.future.state
             assert len(life.told) == 1 or life.told[-2]["status"] in ("pending", "running")
-            assert life.number in self.connected or life.end in ("cancelled", BrokenExecutor)
+            assert life.number in self.connected or life.end == "cancelled" or issubclass(life.end, OSError)
 
 
 class Forked(Pool):
@@ -484,14 +515,15 @@ def test_a_task_that_is_cancelled_while_it_is_pickled_is_never_entered(worker, e
 
 def test_a_task_that_is_cancelled_between_pickling_and_start_is_never_entered(worker, entered, gate):
     blocker = worker.submit(jobs.step_until, gate)
-    until(lambda: blocker.state["n"])
     future = worker.submit(enter, str(entered), None)
-    until(lambda: future._task.slot is not None)  # in which it is written for the worker that it is cancelled
+    until(lambda: future._task.slot is not None)  # it has been sent
     assert future.state["status"] == "pending"
     assert future.cancel()
+    assert future.cancelled()
     assert future.cancel()
-    assert not future.done()
     open_gate(gate)
+    assert blocker.result(DEADLINE) == blocker.state["n"]
+    assert worker.submit(jobs.count, 3).result(DEADLINE) == 3
     assert_never_entered(future, entered)
 
 

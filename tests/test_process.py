@@ -1,6 +1,8 @@
-"""Process pools: slots, workers that are killed or outlive their caller, and nothing left behind."""
+"""Process pools: what a worker is given and gives back, who holds up whom, and nothing left behind."""
 
 import concurrent.futures
+import functools
+import gc
 import io
 import itertools
 import logging
@@ -14,13 +16,14 @@ import sys
 import threading
 import time
 import weakref
+from collections import Counter
 
 import pytest
 
 from progress_executor import ProcessPoolProgressExecutor, WorkerDied
 
 from . import jobs
-from .conftest import DEADLINE, START_METHODS, make_executor, open_gate, session, until
+from .conftest import DEADLINE, START_METHODS, alive, make_executor, open_gate, session, until
 from .test_futures import watch
 
 
@@ -44,6 +47,49 @@ def test_ten_thousand_tasks_leave_nothing_behind():
         assert sum(executor.map(jobs.count, [3] * 10_000)) == 30_000
     assert not multiprocessing.active_children()
     assert threading.active_count() == threads
+
+
+@pytest.mark.parametrize("method", START_METHODS)
+def test_pools_that_have_ended_leave_nothing_behind(method):
+    def work():
+        with make_executor(method) as executor:
+            assert sum(executor.map(jobs.count, [3] * 100)) == 300
+            assert isinstance(executor.submit(jobs.be_killed).exception(), WorkerDied)
+        gc.collect()
+        return files(), threading.active_count()
+
+    work()  # the fork server stays, and what tells of it
+    left = work()
+    assert work() == left
+    assert not multiprocessing.active_children()
+
+
+def files():
+    return len(os.listdir("/dev/fd"))
+
+
+def test_nothing_is_started_before_the_first_task():
+    before = files(), threading.active_count()
+    with ProcessPoolProgressExecutor(2) as executor:
+        assert executor._processes == {}
+        assert not multiprocessing.active_children()
+        assert (files(), threading.active_count()) == before
+
+
+@pytest.mark.parametrize("method", START_METHODS)
+def test_libraries_find_the_workers_in_processes(method, gate):
+    with make_executor(method, 2) as executor:
+        assert isinstance(executor, concurrent.futures.ProcessPoolExecutor)
+        assert executor._max_workers == 2
+        futures = [executor.submit(jobs.report_pid, gate) for _ in range(2)]
+        until(lambda: all(future.state["status"].isdecimal() for future in futures))
+        workers = executor._processes
+        assert set(workers) == {int(future.state["status"]) for future in futures}
+        assert all(worker.pid == pid and worker.is_alive() for pid, worker in workers.items())
+        workers.clear()  # theirs
+        assert len(executor._processes) == 2
+        open_gate(gate)
+    assert executor._processes == {}
 
 
 def test_a_finished_task_does_not_wait_for_the_caller(tmp_path):
@@ -136,14 +182,6 @@ def test_ctrl_c_ends_everything_quietly(method, tmp_path):
     assert not any(alive(pid) for pid in workers)
 
 
-def alive(pid):
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):  # before it was opened, or after
-        return False
-
-
 def test_workers_ignore_sigint_and_die_of_sigterm():
     with ProcessPoolProgressExecutor(1) as executor:
         assert executor.submit(signal.getsignal, signal.SIGINT).result() == signal.SIG_IGN
@@ -163,7 +201,11 @@ def test_leaving_waits_for_tasks_also_after_a_shutdown_that_did_not(gate):
     assert [future.result(timeout=0) for future in futures] == [5] * 8
 
 
-@pytest.mark.parametrize("call", [(jobs.count, 3), (jobs.add, lambda: None)], ids=["returns", "cannot be pickled"])
+@pytest.mark.parametrize(
+    "call",
+    [(jobs.count, 3), (jobs.fail,), (jobs.be_killed,), (jobs.add, lambda: None)],
+    ids=["returns", "fails", "dies", "cannot be pickled"],
+)
 def test_a_done_callback_that_waits_for_its_executor_is_told_so(call, gate):
     raised = []
 
@@ -240,22 +282,28 @@ def test_an_argument_that_does_something_at_its_end_holds_no_lock_meanwhile():
     assert told == [True]
 
 
-def test_workers_that_end_after_their_number_of_tasks_are_always_replaced():
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolProgressExecutor(2, context, max_tasks_per_child=3) as executor:
-        futures = [executor.submit(jobs.add, n) for n in range(12)]
-        assert [future.result(timeout=60) for future in futures] == list(range(1, 13))
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_workers_that_end_after_their_number_of_tasks_are_always_replaced(method):
+    with make_executor(method, 2, max_tasks_per_child=3) as executor:
+        futures = [executor.submit(os.getpid) for _ in range(20)]
+        for future in futures[::4]:
+            future.cancel()
+        counts = Counter(future.result(DEADLINE) for future in futures if not future.cancelled())
+    assert counts.total() >= 15
+    assert max(counts.values()) <= 3
 
 
 @pytest.mark.parametrize("end", ["shutdown", "drop"])
-def test_they_are_replaced_also_when_the_executor_was_shut_down_or_dropped(end):
-    executor = ProcessPoolProgressExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1)
-    futures = [executor.submit(jobs.add, n) for n in range(4)]
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_they_are_replaced_also_when_the_executor_was_shut_down_or_dropped(method, end):
+    executor = make_executor(method, 1, max_tasks_per_child=1)
+    futures = [executor.submit(jobs.add, n) for n in range(5)]
+    futures.pop(2).cancel()
     dropped = weakref.ref(executor)
     if end == "shutdown":
         executor.shutdown(wait=False)
     del executor
-    assert [future.result(timeout=DEADLINE) for future in futures] == [1, 2, 3, 4]
+    assert [future.result(timeout=DEADLINE) for future in futures] == [1, 2, 4, 5]
     until(lambda: dropped() is None, "the end of the executor")
 
 
@@ -377,21 +425,38 @@ def test_ctrl_c_at_exit_cancels_what_an_open_executor_still_runs(cls, tmp_path):
     assert not errors
 
 
+def busy(executor, gate):
+    """What the one worker runs until there is the gate, and three that are pending, the first of them given in advance."""
+    executor.submit(jobs.wait_for, gate + ".first")
+    running = executor.submit(jobs.wait_for, gate)
+    pending = [executor.submit(touch, f"{gate}.{n}") for n in range(3)]
+    open_gate(gate + ".first")
+    until(lambda: running.state["status"] == "running" and pending[0]._task.link is not None)
+    return running, pending
+
+
+@pytest.mark.parametrize("end", ["terminate_workers", "kill_workers", "cancel_futures"])
 @pytest.mark.parametrize("method", START_METHODS)
-@pytest.mark.parametrize("stop", ["terminate_workers", "kill_workers"])
-def test_all_workers_can_be_stopped_at_once(stop, method, gate):
-    executor = make_executor(method)
-    futures = [executor.submit(jobs.step_until, gate) for _ in range(4)]
-    until(lambda: all(future.state["n"] for future in futures[:2]))
-    getattr(executor, stop)()
-    name = "SIGTERM" if stop == "terminate_workers" else "SIGKILL"
-    for future in futures[:2]:
-        with pytest.raises(WorkerDied, match=name):
-            future.result(DEADLINE)
-    assert all(future.cancelled() for future in futures[2:])
-    with pytest.raises(RuntimeError, match="after shutdown"):
-        executor.submit(jobs.add, 1)
-    executor.shutdown()
+def test_what_is_pending_is_cancelled_when_a_pool_is_stopped(method, end, gate):
+    with make_executor(method, 1) as executor:
+        running, pending = busy(executor, gate)
+        workers = executor._processes
+        if end == "cancel_futures":
+            executor.shutdown(wait=False, cancel_futures=True)
+        else:
+            getattr(executor, end)()
+        assert [future.cancelled() for future in pending] == [True] * 3
+        with pytest.raises(RuntimeError):
+            executor.submit(jobs.add, 1)
+        if end == "cancel_futures":
+            open_gate(gate)
+            assert running.result(DEADLINE) == "waited"
+        else:
+            died = running.exception(DEADLINE)
+            assert isinstance(died, WorkerDied)
+            assert died.exitcode == -(signal.SIGKILL if end == "kill_workers" else signal.SIGTERM)
+    assert not any(map(alive, workers))
+    assert not any(os.path.exists(f"{gate}.{n}") for n in range(3))
 
 
 @pytest.mark.parametrize("kind", ["thread", "process", "sync"])
@@ -464,15 +529,41 @@ def test_a_slow_pickle_holds_up_nobody_else(method, gate):
         assert slow.result(DEADLINE) == 1
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda argument: (jobs.add, argument),
+        lambda argument: (len, [(argument,)]),
+        lambda argument: (functools.partial(jobs.add, b=argument), 1),
+    ],
+    ids=["argument", "nested", "partial"],
+)
+def test_a_slow_pickle_does_not_hold_up_the_task_before_it(call, gate):
+    first, pickling = gate + ".first", gate + ".pickling"
+    with make_executor("fork", 1) as executor:
+        executor.submit(jobs.wait_for, first)
+        running, slow = executor.submit(jobs.wait_for, gate), executor.submit(*call(Slow(pickling)))
+        open_gate(first)
+        until(lambda: running.state["status"] == "running")  # the next one would be pickled now
+        open_gate(gate)
+        assert running.result(DEADLINE) == "waited"
+        assert not slow.done()
+        open_gate(pickling)
+        slow.result(DEADLINE)
+
+
 def twice(data):
     return data + data
 
 
-def test_large_arguments_and_results_pass_each_other():
-    data = bytes(30 << 20)
-    with ProcessPoolProgressExecutor(2) as executor:
-        futures = [executor.submit(twice, data) for _ in range(6)]
-        assert all(len(future.result(DEADLINE)) == 2 * len(data) for future in futures)
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("size", [20 << 20, pytest.param(100 << 20, marks=pytest.mark.slow)])
+def test_large_arguments_and_results_pass_each_other(size, workers):
+    data = bytes(size)
+    with ProcessPoolProgressExecutor(workers) as executor:
+        futures = [executor.submit(twice, data) for _ in range(4)]
+        while futures:
+            assert len(futures.pop(0).result(DEADLINE)) == 2 * size
 
 
 def test_a_worker_that_was_stopped_holds_up_nobody_else(gate):
@@ -484,6 +575,36 @@ def test_a_worker_that_was_stopped_holds_up_nobody_else(gate):
         os.kill(int(stopped.state["status"]), signal.SIGCONT)
         open_gate(gate)
         stopped.result(DEADLINE)
+
+
+@pytest.mark.parametrize("method", START_METHODS)
+def test_a_worker_stopped_while_it_sends_a_result_holds_up_nobody(method):
+    with make_executor(method, 2) as executor:
+        stopped = executor.submit(stop_while_the_result_is_sent, 1 << 20)
+        until(lambda: stopped.state["status"].isdecimal())
+        pid = int(stopped.state["status"])
+        until(lambda: state_of(pid) == "T", "the stop")
+        assert list(executor.map(jobs.add, range(30), timeout=DEADLINE)) == list(range(1, 31))
+        assert not stopped.done()
+        os.kill(pid, signal.SIGCONT)
+        assert stopped.result(DEADLINE) == bytes(1 << 20)
+
+
+def stop_while_the_result_is_sent(size, progress):
+    def write_half(file, data, write=os.write):
+        os.write = write
+        sent = write(file, data[: size // 2])
+        os.kill(os.getpid(), signal.SIGSTOP)
+        return sent
+
+    progress.status = str(os.getpid())
+    os.write = write_half
+    return bytes(size)
+
+
+def state_of(pid):
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0]
 
 
 def test_a_signal_handler_may_submit_in_the_midst_of_submit():
@@ -510,6 +631,37 @@ def test_a_hundred_thousand_pending_tasks_are_cancelled_at_once(gate):
         assert all(future.cancel() for future in futures)
         assert all(future.cancelled() for future in futures)
         open_gate(gate)
+
+
+@pytest.mark.parametrize("method", START_METHODS)
+def test_a_task_may_have_a_process_pool_of_its_own(method):
+    with make_executor(method) as executor:
+        futures = [executor.submit(count_in_a_pool, method, n) for n in (3, 4)]
+        assert [future.result(DEADLINE) for future in futures] == [[3, 3, 3], [4, 4, 4]]
+
+
+def count_in_a_pool(method, n):
+    with make_executor(method) as executor:
+        return list(executor.map(jobs.count, [n] * 3))
+
+
+@pytest.mark.parametrize("method", START_METHODS)
+def test_where_no_worker_can_be_started_submit_says_why(method):
+    resource = pytest.importorskip("resource")
+    with make_executor(method, 1) as executor:
+        executor.submit(jobs.add, 1).result(DEADLINE)  # the fork server runs
+    gc.collect()
+    before, (soft, hard) = files(), resource.getrlimit(resource.RLIMIT_NOFILE)
+    with make_executor(method, 1) as executor:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before + 2, hard))
+        try:
+            with pytest.raises(OSError, match="Too many open files"):
+                executor.submit(jobs.add, 1)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert executor.submit(jobs.add, 1).result(DEADLINE) == 2
+    gc.collect()
+    assert files() == before
 
 
 def log_and_import():

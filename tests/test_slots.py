@@ -38,13 +38,14 @@ from progress_executor._speedups._layout import (
     STATUS_LENGTH_BYTE,
     STATUS_SIZE,
     STOOD,
+    TAKEN_BACK_BYTE,
     TOTAL,
     TOTAL_KIND_BYTE,
     N,
 )
-from progress_executor.arena import Arena
 from progress_executor.delivery import Board
-from progress_executor.executors.process import _end_with_caller
+from progress_executor.executors.process.memory import SharedMemory
+from progress_executor.executors.process.worker import _end_with_caller
 from progress_executor.slots import EMPTY, Slot
 from progress_executor.tasks import Task
 
@@ -265,15 +266,18 @@ def test_cancelling_is_seen_by_the_task_and_by_the_slot(slot, updater):
     assert slot.snapshot()["n"] == 1
 
 
-def test_clearing_makes_it_the_slot_of_a_new_task(slot, updater):
+def test_renewed_it_is_the_slot_of_a_new_task(slot, updater):
     progress = updater(slot.buffer)
     progress._write(2**70, 0.5, "x")
+    progress.log("said")
     slot.cancel()
+    slot.take_back()
     slot.snapshot()
     progress._detach()
-    slot.clear()
-    assert bytes(slot.buffer) == EMPTY
+    slot = slot.renewed()
+    assert slot.buffer[:RING_BYTE] == EMPTY[:RING_BYTE]
     assert slot.may_begin()
+    assert slot.take(last=True) == []
     slot.buffer.cast("q")[SEQUENCE] = 1
     assert slot.snapshot() == PENDING
     slot.start(time.time())
@@ -289,16 +293,6 @@ def test_a_started_slot_differs_from_an_empty_one_in_the_time_only():
     content[8 * STARTED_AT : 8 * STARTED_AT + 8] = bytes(8)
     assert content == EMPTY
     assert content[TOTAL_KIND_BYTE] == NONE
-
-
-def test_releasing_lets_go_of_the_buffer_and_keeps_what_was_in_it():
-    buffer = bytearray(EMPTY)
-    slot = Slot(buffer)
-    slot.start(time.time())
-    slot.release()
-    buffer.append(0)
-    assert slot.snapshot()["status"] == "running"
-    assert slot.started_at is not None
 
 
 # What keeps the stores and loads in their order, where a processor would not
@@ -354,14 +348,15 @@ def test_the_reader_of_a_text_has_a_fence_before_it_reads_it_and_before_it_makes
     assert slot._words[HEARD] == FRAME_SIZE + 4
 
 
-def test_who_cancels_and_who_starts_have_a_fence_before_they_look_at_the_other(slot, monkeypatch):
-    monkeypatch.setattr(slots, "fence", lambda: slot.buffer.__setitem__(CALLER_BYTE, CANCEL))
+@pytest.mark.parametrize(("stop", "byte", "value"), [(Slot.cancel, CALLER_BYTE, CANCEL), (Slot.take_back, TAKEN_BACK_BYTE, 1)])
+def test_who_stops_a_task_and_who_starts_it_fence_before_a_look(slot, monkeypatch, stop, byte, value):
+    monkeypatch.setattr(slots, "fence", lambda: slot.buffer.__setitem__(byte, value))
     assert not slot.may_begin()
     seen = []
-    slot.clear()
-    monkeypatch.setattr(slots, "fence", lambda: seen.append(slot.buffer[CALLER_BYTE]))
-    slot.cancel()
-    assert seen == [CANCEL]
+    slot = slot.renewed()
+    monkeypatch.setattr(slots, "fence", lambda: seen.append(slot.buffer[byte]) or slot.start(time.time()))
+    assert not stop(slot)  # it has begun meanwhile
+    assert seen == [value]
 
 
 # What somebody else has written there
@@ -496,10 +491,10 @@ def sample_thread(slot, updater, name, *numbers):
         thread.join()
 
 
-def write_in_process(module, segment, name):
+def write_in_process(module, memory, life, name):
     """Writes until it is cancelled, or whoever samples is no more."""
-    _end_with_caller()
-    progress = importlib.import_module(module).Updater(segment.slot(0).buffer)
+    _end_with_caller(life)
+    progress = importlib.import_module(module).Updater(memory.view)
     with suppress(CancelledError):
         WRITERS[name][0](progress, lambda: False)
     progress._detach()
@@ -519,17 +514,19 @@ def test_of_a_million_snapshots_none_is_a_mixture_of_two_writes_of_a_process(mod
 
 def sample_process(module, name, *numbers):
     check = WRITERS[name][1]
-    arena = Arena(1)
-    arena.open()
-    try:
-        _, slot = arena.claim()
-        progress = importlib.import_module(module).Updater(slot.buffer)
-        progress._write(1, 1, "1")
-        progress._detach()
-        slot.start(time.time())
-        first = check(slot.snapshot())  # what is told while a write takes too long
-        process = multiprocessing.get_context("spawn").Process(target=write_in_process, args=(module, arena, name))
+    memory = SharedMemory(SLOT_SIZE)
+    slot = Slot(memory.view).renewed()
+    progress = importlib.import_module(module).Updater(slot.buffer)
+    progress._write(1, 1, "1")
+    progress._detach()
+    slot.start(time.time())
+    first = check(slot.snapshot())  # what is told while a write takes too long
+    context = multiprocessing.get_context("spawn")
+    life, ours = context.Pipe(duplex=False)
+    process = context.Process(target=write_in_process, args=(module, memory, life, name))
+    with life, ours:
         process.start()
+        memory.close_handle()
         try:
             until(lambda: check(slot.snapshot()) != first or not process.is_alive(), "the first write")
             sample(slot, check, *numbers)
@@ -539,5 +536,3 @@ def sample_process(module, name, *numbers):
         finally:
             process.kill()
             process.join()
-    finally:
-        arena.close()

@@ -99,6 +99,8 @@ def checked_kill_after(seconds: float | None) -> float | None:
             return float(seconds)
     except TypeError:
         raise TypeError(f"kill_after must be a number of seconds or None, not {type(seconds).__name__}") from None
+    except OverflowError:  # of an int
+        pass
     raise ValueError(f"kill_after must be a finite number of seconds, and not negative, not {seconds!r}")
 
 

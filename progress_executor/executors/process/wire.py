@@ -96,10 +96,10 @@ def receiver(end: Connection) -> Callable[[], Message]:
         with memoryview(whole) as view:
             got = len(data)
             while got < length:
-                more = os.readv(file, [view[got:]])
-                if not more:
+                count = os.readv(file, [view[got:]])
+                if not count:
                     raise EOFError
-                got += more
+                got += count
         return whole
 
     return receive
