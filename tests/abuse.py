@@ -170,7 +170,6 @@ def abuse(updater, times):
                     act()
         for slot in (cancelled, running):
             slot.snapshot()
-            slot.release()
         ERROR.__traceback__ = ERROR.__context__ = None
 
 

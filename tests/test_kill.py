@@ -310,8 +310,11 @@ def test_after_ctrl_c_an_executor_kills_what_does_not_stop(method, leave, tmp_pa
             times.append(time.monotonic())
             os.kill(os.getpid(), signal.SIGINT)
 
+        too_late = threading.Timer(DEADLINE, executor.kill_workers)
+        too_late.start()
         with pytest.raises(KeyboardInterrupt):
             leave(executor, begin, press)
+        too_late.cancel()
         assert all(future.cancelled() for future in futures)
         assert futures[0].state == {"n": 7, "total": 9, "status": "cancelled"}
         assert cleaned.read_text() == "except finally"
