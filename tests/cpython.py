@@ -90,7 +90,7 @@ def replace_executors() -> None:
 
 
 def load(names):
-    """The tests that `names` name but those of interpreters' pools; they see our classes, and so do programs that they start."""
+    """The tests that `names` name, but those of interpreters' pools; what they start sees our classes, too."""
     import unittest
     from unittest import mock
 

@@ -1,8 +1,8 @@
 """Following a future or a group, in a `for` loop and in an `async for` loop, on every executor."""
 
 import asyncio
-import gc
 import contextlib
+import gc
 import itertools
 import math
 import os

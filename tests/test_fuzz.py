@@ -25,7 +25,6 @@ from progress_executor._speedups._layout import (
     CALLER_BYTE,
     FLOAT,
     INT,
-    MODE_BYTE,
     N_KIND_BYTE,
     NONE,
     NUMBER_SIZE,

@@ -310,8 +310,8 @@ def test_sigterm_with_asyncios_handler_cancels_all_tasks(kind, moment, tmp_path)
 def interrupted_at_line(number, codes, fn, begun=lambda: True):
     """Call `fn()` with a Ctrl-C at the line of that number of all that it runs of `codes`; whether there was such a line.
 
-    Those count at which `begun()`. In an interpreter of its own: what is raised at a line of an `except` block may leave the exception behind that was
-    handled there, and whatever is raised later has it as its context.
+    Those count at which `begun()`. In an interpreter of its own: what is raised at a line of an `except` block may leave the
+    exception behind that was handled there, and whatever is raised later has it as its context.
     """
     lines = itertools.count()
 
@@ -374,9 +374,9 @@ def interrupt_returned(wait):
             returned.append(True)
             return "kept"
 
-        def wait_for_it(returned=returned, interrupts=interrupts):
+        def wait_for_it(interrupts=interrupts):
             try:
-                getattr(executor if wait == "shutdown" else future, wait)()
+                getattr(executor if wait == "shutdown" else future, wait)()  # noqa: B023
             except KeyboardInterrupt as error:
                 interrupts.append(error)
 
@@ -613,7 +613,7 @@ def interrupt_often(fn, *args):
     except KeyboardInterrupt:
         pass
     left = 0
-    signal.setitimer(signal.ITIMER_REAL, 0)  # first: the handler from before may be pytest-timeout's, which uses the same timer
+    signal.setitimer(signal.ITIMER_REAL, 0)  # first: the handler from before may be that of another timer
     signal.signal(signal.SIGALRM, before)
 
 

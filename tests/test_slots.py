@@ -348,7 +348,9 @@ def test_the_reader_of_a_text_has_a_fence_before_it_reads_it_and_before_it_makes
     assert slot._words[HEARD] == FRAME_SIZE + 4
 
 
-@pytest.mark.parametrize(("stop", "byte", "value"), [(Slot.cancel, CALLER_BYTE, CANCEL), (Slot.take_back, TAKEN_BACK_BYTE, 1)])
+@pytest.mark.parametrize(
+    ("stop", "byte", "value"), [(Slot.cancel, CALLER_BYTE, CANCEL), (Slot.take_back, TAKEN_BACK_BYTE, 1)]
+)
 def test_who_stops_a_task_and_who_starts_it_fence_before_a_look(slot, monkeypatch, stop, byte, value):
     monkeypatch.setattr(slots, "fence", lambda: slot.buffer.__setitem__(byte, value))
     assert not slot.may_begin()
