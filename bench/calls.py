@@ -146,14 +146,65 @@ def threads_run(count: int, ours: bool) -> int:
 
 
 def processes_submit(count: int, ours: bool) -> int:
-    """`submit` in the calling thread; the pool's own threads are not counted."""
+    """`submit` in the calling thread while the worker is busy; the pool's own threads are not counted."""
     counted = Count()
     with make(ours, processes=True) as executor:
-        executor.submit(nothing).result()
+        executor.submit(time.sleep, 0.3)
+        executor.submit(with_progress)
+        time.sleep(0.1)  # the pool's threads have taken what they take before its turn
         with counted.on():
             for _ in range(count):
                 executor.submit(with_progress)
     return counted.calls
+
+
+def processes_serve(count: int, ours: bool) -> int:
+    """What the thread of the caller that serves the worker does for a task, where more are waiting.
+
+    The standard library shares the work between two threads, whose calls depend on which is faster: it is no reference.
+    """
+    if not ours:
+        return 0
+    counted, ended = Count(), threading.Event()
+
+    def begin(_: Any) -> None:
+        sys.setprofile(counted.see)
+
+    def end(_: Any) -> None:
+        sys.setprofile(None)
+        ended.set()
+
+    with make(ours, processes=True) as executor:
+        first = executor.submit(time.sleep, 0.2)
+        first.add_done_callback(begin)
+        for _ in range(count):
+            executor.submit(with_progress)
+        executor.submit(nothing).add_done_callback(end)
+        for _ in range(5):
+            executor.submit(nothing)
+        ended.wait()
+    return counted.calls
+
+
+_in_worker = Count()
+
+
+def _begin_in_worker() -> None:
+    sys.setprofile(_in_worker.see)
+
+
+def _end_in_worker() -> int:
+    sys.setprofile(None)
+    return _in_worker.calls
+
+
+def processes_run(count: int, ours: bool) -> int:
+    """What the worker process does for a task: from reading it to writing its result."""
+    with make(ours, processes=True) as executor:
+        executor.submit(_begin_in_worker)
+        for _ in range(count):
+            executor.submit(with_progress)
+        return int(executor.submit(_end_in_worker).result())
 
 
 def _result(count: int, ours: bool, processes: bool) -> int:
@@ -302,6 +353,8 @@ SCENARIOS: dict[str, Callable[[int, bool], int]] = {
     "threads: run in the worker": threads_run,
     "threads: result of a done future": threads_result,
     "processes: submit": processes_submit,
+    "processes: run in the worker": processes_run,
+    "processes: serve the worker": processes_serve,
     "processes: result of a done future": processes_result,
     "a tick, 10 watched, 3 running, silent": partial(ticks, watched=10, reporting=False),
     "a tick, 10 watched, 3 running, reporting": partial(ticks, watched=10, reporting=True),

@@ -10,18 +10,22 @@ ROOT = Path(__file__).resolve().parent.parent
 ORIGINAL = "progress-executor==0.5"
 
 sys.path.append(str(ROOT))  # behind everything else
-from tests.run import interpreters  # noqa: E402
+from tests.run import VERSIONS, interpreters  # noqa: E402
 from tests.run import processors as processors  # noqa: E402
 
 
 def chosen(wanted: list[str]) -> tuple[dict[str, str], list[str]]:
-    """The interpreters by version: this one by default, else those named ("all": from 3.11); and what is not there."""
-    found = {f"{major}.{minor}": path for (major, minor), path in interpreters().items()}
-    here = "{}.{}".format(*sys.version_info[:2])
+    """The interpreters by version: this one by default, else those named ("all": from 3.11); and what is not there.
+
+    Of each version the oldest patch release that is here.
+    """
     if not wanted:
-        return {here: found.get(here, sys.executable)}, []
+        return {"{}.{}".format(*sys.version_info[:2]): sys.executable}, []
+    found: dict[str, str] = {}
+    for version, path in interpreters().items():
+        found.setdefault("{}.{}".format(*version), path)
     if wanted == ["all"]:
-        wanted = sorted({*found, "3.11", "3.12", "3.13"})
+        wanted = sorted({*found, *map("{0[0]}.{0[1]}".format, VERSIONS)})
     return {version: found[version] for version in wanted if version in found}, [v for v in wanted if v not in found]
 
 

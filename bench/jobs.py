@@ -2,6 +2,7 @@
 
 import os
 import random
+import threading
 import time
 from asyncio import CancelledError
 from typing import Any
@@ -13,6 +14,23 @@ def nothing() -> None:
 
 def nothing_for(_: Any) -> None:
     """The same for a `map`."""
+
+
+def who(seconds: float) -> tuple[int, int]:
+    """The process and the thread that ran it; takes so long that others are needed."""
+    time.sleep(seconds)
+    return os.getpid(), threading.get_ident()
+
+
+def millisecond() -> None:
+    """A millisecond of computing."""
+    end = time.perf_counter() + 0.001
+    while time.perf_counter() < end:
+        pass
+
+
+def same(value: Any) -> Any:
+    return value
 
 
 def notice(progress: Any) -> float:

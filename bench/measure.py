@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jobs
 import tasks
-from timing import Remote, Sample, calling, interleaved, row, settle, timed, timed_iteration
+from peers import CHUNK, LIBRARY, OURS, WITH_PROCESSES, WITH_THREADS
+from tasks import WORKERS
+from timing import SAME, Remote, Sample, calling, interleaved, row, settle, timed, timed_iteration
 
 import progress_executor
 from progress_executor._speedups import _updater
@@ -28,8 +29,8 @@ except ImportError:  # then it is said in the table
 
 COMPILED = "ours compiled"
 INTERPRETED = "ours interpreted"
-LIBRARY = "standard library"
 ORIGINAL = "original 0.5"
+SHOWN = {COMPILED: OURS, LIBRARY: LIBRARY}  # the interpreted form is no other here: these tasks take no step
 PEERS = {
     "tqdm": "tqdm",
     "rich": "rich",
@@ -39,6 +40,8 @@ PEERS = {
     "mpire": "mpire",
     "pebble": "pebble",
     "loky": "loky",
+    "joblib": "joblib",
+    "deadpool-executor": "deadpool",
     "distributed": "distributed",
 }
 BARS = {16: 1.0, 100: 2.0, 1000: 5.0}  # percent of a core
@@ -53,9 +56,7 @@ class Session:
     def __init__(self, quick: bool, original: str | None, why_not: str) -> None:
         self.quick = quick
         self.missing: dict[str, str] = {}
-        self.ours_interpreted = Remote(
-            sys.executable, Path(__file__).with_name("tasks.py"), PROGRESS_EXECUTOR_NO_EXTENSIONS="1"
-        )
+        self._remotes: dict[str, Remote] = {}
         self.original = Remote(original, Path(__file__).with_name("original.py")) if original else None
         if original is None:
             self.missing[ORIGINAL] = why_not
@@ -75,15 +76,28 @@ class Session:
     def items(self) -> int:
         return 10_000 if self.quick else 50_000
 
-    def row(self, title: str, unit: str, contenders: dict[str, Sample], seconds: float, **about: Any) -> dict[str, Any]:
+    def row(
+        self, title: str, unit: str, contenders: dict[str, Sample], seconds: float, rounds: int = 5, **about: Any
+    ) -> dict[str, Any]:
         """Measure a row, without those who are missing."""
+        start = time.perf_counter()
         present = {name: sample for name, sample in contenders.items() if name not in self.missing}
-        samples, errors = interleaved(present, seconds / 5 if self.quick else seconds, 3 if self.quick else 5)
+        samples, errors = interleaved(present, seconds / 5 if self.quick else seconds, 3 if self.quick else rounds)
         errors |= {name: self.missing[name] for name in contenders if name in self.missing}
+        rounds = len(next(iter(samples.values()), ()))
+        print(f"  {title}: {rounds} rounds, {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
         return row(title, unit, samples, errors, **about)
 
+    def remote(self, contender: str) -> Remote:
+        """A process that has nobody's threads and modules but those of this contender."""
+        if contender not in self._remotes:
+            switch = {"PROGRESS_EXECUTOR_NO_EXTENSIONS": "1"} if contender == INTERPRETED else {}
+            self._remotes[contender] = Remote(sys.executable, Path(__file__).with_name("tasks.py"), **switch)
+        return self._remotes[contender]
+
     def close(self) -> None:
-        self.ours_interpreted.close()
+        for remote in self._remotes.values():
+            remote.close()
         if self.original is not None:
             self.original.close()
 
@@ -207,7 +221,7 @@ def against_another(line: dict[str, Any], against: str, targets: dict[str, float
     samples = line["raw"]
     chosen = {name: samples[name] for name in (COMPILED, INTERPRETED, against) if name in samples}
     errors = {name: line["errors"][name] for name in (COMPILED, INTERPRETED, against) if name in line["errors"]}
-    return row(f"the same, against {against}", line["unit"], chosen, errors, against=against, targets=targets)
+    return row(f"{SAME}, against {against}", line["unit"], chosen, errors, against=against, targets=targets)
 
 
 def updates(session: Session) -> Rows:
@@ -283,112 +297,65 @@ def steps_of_parts(session: Session) -> Rows:
 
 # Tasks
 
+POOL_ROWS = (  # what is measured, of which kind of pool, how many tasks, limit, workers, who else
+    ("no-op", "fork", 2000, 0.4, WORKERS, WITH_PROCESSES),
+    ("no-op", "forkserver", 2000, 0.5, WORKERS, ()),
+    ("one by one", "fork", 500, 0.6, WORKERS, WITH_PROCESSES),
+    ("one by one", "forkserver", 500, 0.6, WORKERS, ()),
+    ("1 ms", "fork", 400, 0.95, WORKERS, ()),
+    ("1 ms", "forkserver", 400, 0.95, WORKERS, ()),
+    ("no-op, caller computes", "fork", 500, 0.8, WORKERS, ()),
+    ("no-op, caller computes", "forkserver", 500, 0.8, WORKERS, ()),
+    ("1 ms, caller computes", "fork", 200, 1.0, WORKERS, ()),
+    ("1 ms, caller computes", "forkserver", 200, 1.0, WORKERS, ()),
+    ("1 MB", "fork", 50, 1.05, WORKERS, ()),
+    ("50 MB", "fork", 3, 1.05, WORKERS, ()),
+    ("no-op", "fork", 2000, 0.5, 8, ()),
+    ("map", "fork", 20_000, None, WORKERS, (*WITH_THREADS, "loky")),
+    ("no-op", "threads", 5000, 1.1, WORKERS, ()),
+    ("no-op", tasks.ONE_CORE, 5000, 1.1, WORKERS, WITH_THREADS),
+    ("one by one", "threads", 2000, 1.1, WORKERS, ()),
+    ("one by one", tasks.ONE_CORE, 2000, 1.1, WORKERS, WITH_THREADS),
+    ("awaited", "fork", 2000, 1.1, WORKERS, ()),
+    ("awaited", tasks.ONE_CORE, 2000, 1.1, WORKERS, ()),
+)
+TITLES = {
+    "no-op": "no-op tasks",
+    "one by one": "no-op tasks one by one",
+    "1 ms": "tasks of 1 ms",
+    "no-op, caller computes": "no-op tasks while the caller computes",
+    "1 ms, caller computes": "tasks of 1 ms while the caller computes",
+    "1 MB": "1 MB as argument and result",
+    "50 MB": "50 MB as argument and result",
+    "map": f"no-op calls by map in chunks of {CHUNK}",
+    "awaited": "create_task(check_for_progress()) or wrap_future",
+}
 
-def rates(session: Session) -> Rows:
-    rows = []
-    remote = session.ours_interpreted
-    for kind, count in (("fork", 1000), ("spawn", 1000), ("threads", 2000)):  # forks come before there are many threads
-        limit = 1.5 if kind == "threads" else 1.25
-        for measure, number in (("rate", count), ("round_trips", count // 3)):
-            contenders: dict[str, Sample] = {
-                COMPILED: lambda k=kind, m=measure, n=number: getattr(tasks, m)(k, True, n),
-                INTERPRETED: lambda k=kind, m=measure, n=number: remote(m, k, True, n),
-                LIBRARY: lambda k=kind, m=measure, n=number: getattr(tasks, m)(k, False, n),
-            }
-            targets = {COMPILED: limit}
-            with contextlib.ExitStack() as stack:
-                if kind == "threads":
-                    stack.enter_context(tasks.on_one_core())
-                if measure == "rate":
-                    contenders |= pool_peers(session, kind, number, stack)
-                where = "threads on one core" if kind == "threads" else kind
-                title = f"no-op tasks, {where}" if measure == "rate" else f"no-op tasks one by one, {where}"
-                rows.append(
-                    session.row(
-                        title,
-                        "tasks/s",
-                        contenders,
-                        6 if kind == "threads" else 14,
-                        against=LIBRARY,
-                        targets=targets,
-                    )
-                )
-    contenders = {
-        COMPILED: lambda: tasks.watched(True, 2000),
-        INTERPRETED: lambda: remote("watched", True, 2000),
-        LIBRARY: lambda: tasks.watched(False, 2000),
-    }
-    rows.append(
-        session.row(
-            "2000 no-op tasks, each in create_task(future.check_for_progress()), on one core",
-            "tasks/s",
-            contenders,
-            8,
-            against=LIBRARY,
-            targets={COMPILED: 1.5},
-        )
-    )
+
+def pools(session: Session) -> Rows:
+    rows: Rows = []
+    for scenario, kind, count, at_most, workers, others in POOL_ROWS:
+        contenders: dict[str, Sample] = {}
+        for shown, name in (*SHOWN.items(), *zip(others, others, strict=True)):
+            few = scenario == "one by one" and name == "joblib"  # which sleeps for 10 ms each time
+            about = "rate", name, kind, scenario, count // 20 if few else count, workers
+            contenders[shown] = lambda shown=shown, about=about: session.remote(shown)(*about)
+        title = f"{TITLES[scenario]}, {kind}{f', {workers} workers' if workers != WORKERS else ''}"
+        targets = {} if at_most is None else {COMPILED: at_most}
+        rows.append(session.row(title, "tasks/s", contenders, 12, 9, against=LIBRARY, targets=targets))
+        measured = [name for name in others if name in rows[-1]["raw"]]
+        if measured:  # who of them is the fastest is found in the same samples, which favours them
+            fastest = max(measured, key=lambda name: rows[-1]["figures"][name]["median"])
+            rows.append(against_another(rows[-1], fastest, {COMPILED: 1.0} if targets else {}))
     if session.original is not None:
-        original, count = session.original, 20
-        samples, errors = interleaved({ORIGINAL: lambda: original("rate", "threads", count)}, 3, 3, 3)
-        rows[-1]["figures"] |= row("", "tasks/s", samples)["figures"]
-        rows[-1]["errors"] |= errors
-        samples, errors = interleaved({ORIGINAL: lambda: original("rate", "fork", count)}, 3, 3, 3)
-        rows[0]["figures"] |= row("", "tasks/s", samples)["figures"]
-        rows[0]["errors"] |= errors
-    else:
-        rows[0]["errors"][ORIGINAL] = rows[-1]["errors"][ORIGINAL] = session.missing[ORIGINAL]
+        original = session.original
+        for line in rows:
+            kind = {f"{TITLES['no-op']}, fork": "fork", f"{TITLES['no-op']}, {tasks.ONE_CORE}": "threads"}.get(line["title"])
+            if kind:
+                samples, errors = interleaved({ORIGINAL: lambda kind=kind: original("rate", kind, 20)}, 3, 3, 3)
+                line["figures"] |= row("", "tasks/s", samples)["figures"]
+                line["errors"] |= errors
     return rows
-
-
-def pool_peers(session: Session, kind: str, count: int, stack: contextlib.ExitStack) -> dict[str, Sample]:
-    """Those who have a pool of this kind, warmed up; None for a peer that is missing keeps it in the table."""
-    missing = session.missing
-
-    def absent() -> float:
-        raise AssertionError  # the row leaves them out
-
-    found: dict[str, Sample] = {}
-    found["pebble"] = absent
-    if "pebble" not in missing:
-        import multiprocessing
-
-        import pebble
-
-        executor = (
-            pebble.ThreadPool(max_workers=tasks.WORKERS)
-            if kind == "threads"
-            else pebble.ProcessPool(max_workers=tasks.WORKERS, context=multiprocessing.get_context(kind))
-        )
-        stack.enter_context(executor)
-        found["pebble"] = lambda: tasks.rate_of(executor.schedule, count)
-    if kind == "spawn":
-        found["loky"] = absent
-        if "loky" not in missing:
-            import loky
-
-            reusable = loky.ProcessPoolExecutor(tasks.WORKERS)
-            stack.callback(reusable.shutdown)
-            found["loky"] = lambda: tasks.rate_of(reusable.submit, count)
-    found["mpire"] = absent
-    if "mpire" not in missing:
-        import mpire
-
-        method = "threading" if kind == "threads" else kind
-        workers = stack.enter_context(mpire.WorkerPool(tasks.WORKERS, start_method=method, keep_alive=True))
-
-        def mapped() -> float:
-            start = time.perf_counter()
-            workers.map(
-                jobs.nothing_for,
-                range(10 * count),  # a map with a bar takes 0.2 s, however few there are
-                progress_bar=True,
-                progress_bar_options={"file": io.StringIO()},
-            )
-            return 10 * count / (time.perf_counter() - start)
-
-        found["mpire"] = mapped
-    return found
 
 
 # Memory, import, the event loop
@@ -396,25 +363,13 @@ def pool_peers(session: Session, kind: str, count: int, stack: contextlib.ExitSt
 
 def memory(session: Session) -> Rows:
     rows = []
-    for kind in ("threads", "spawn"):
+    for kind in ("threads", "fork"):
         contenders = {
-            COMPILED: lambda kind=kind: tasks.memory(kind, True),
-            INTERPRETED: lambda kind=kind: session.ours_interpreted("memory", kind, True),
-            LIBRARY: lambda kind=kind: tasks.memory(kind, False),
+            shown: lambda shown=shown, name=name, kind=kind: session.remote(shown)("memory", name, kind)
+            for shown, name in SHOWN.items()
         }
-        present = {name: sample for name, sample in contenders.items() if name not in session.missing}
-        samples, errors = interleaved(present, 0, at_least=3, at_most=3)
-        name = "a pending task" + (", processes" if kind == "spawn" else ", threads")
-        rows.append(
-            row(
-                f"memory of {name}",
-                "B",
-                samples,
-                errors | {k: v for k, v in session.missing.items() if k in contenders},
-                against=LIBRARY,
-                targets={COMPILED: 1.3},
-            )
-        )
+        title = f"memory of a pending task, {kind}"
+        rows.append(session.row(title, "B", contenders, 0, against=LIBRARY, targets={COMPILED: 1.3}))
     return rows
 
 
@@ -486,7 +441,7 @@ def loop_costs(session: Session) -> Rows:
 
 def latencies(session: Session) -> Rows:
     cancels, writes = (30, 16) if session.quick else (200, 80)
-    remote = session.ours_interpreted
+    remote = session.remote(INTERPRETED)
     rows = []
     for kind, name in (("threads", "threads"), ("fork", "processes")):
         calls: dict[str, Callable[[], Sequence[float]]] = {
@@ -507,6 +462,8 @@ def latencies(session: Session) -> Rows:
 
 def on_dask(session: Session) -> Rows:
     """A few figures of a cluster of processes on this machine."""
+    if "distributed" in session.missing:
+        return []
     import clusters
 
     from progress_executor import DaskProgressExecutor
@@ -569,6 +526,12 @@ def _latency(
     return row(title, "ms", samples, errors, targets=targets, kind="p99")
 
 
+PARTS = {
+    part.__name__: part
+    for part in (pools, iteration, updates, steps_of_parts, memory, imports, loop_costs, latencies, on_dask)
+}
+
+
 def versions() -> dict[str, str]:
     found = {}
     for peer in (*PEERS, "numpy"):
@@ -583,6 +546,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--original", help="the Python of the environment that has progress-executor 0.5")
     parser.add_argument("--why-not", default="not asked for", help="why there is no such environment")
+    parser.add_argument("--only", nargs="*", choices=list(PARTS), default=list(PARTS))
     options = parser.parse_args()
 
     warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads
@@ -590,12 +554,8 @@ def main() -> None:
     settle()
     rows: Rows = []
     try:
-        for part in (rates, iteration, updates, steps_of_parts, memory, imports, loop_costs, latencies, on_dask):
-            if part is on_dask and "distributed" in session.missing:
-                continue
-            start = time.perf_counter()
-            rows += part(session)
-            print(f"  {part.__name__}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+        for name in options.only:
+            rows += PARTS[name](session)
     finally:
         session.close()
     for line in rows:

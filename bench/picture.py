@@ -54,7 +54,8 @@ def draw(report: Mapping[str, Any]) -> str:
     panels = {
         "iterate over a range": "for x in progress(range(n)): time per item",
         "progress.update(1)": "progress.update(1): time per call",
-        "no-op tasks, fork": "process pool: no-op tasks (mpire maps them, in chunks)",
+        "no-op tasks, fork": "process pool: no-op tasks, all submitted, then all results",
+        "no-op tasks one by one, fork": "process pool: no-op tasks, each when the one before has ended",
     }
     parts: list[str] = []
     top = 10

@@ -6,7 +6,6 @@ Run as a script it answers for the form of the package that its environment pick
 import asyncio
 import contextlib
 import gc
-import multiprocessing
 import os
 import random
 import statistics
@@ -14,35 +13,27 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from time import perf_counter
 from typing import Any, TextIO
 
 import jobs
+from peers import OURS, Run, map_in_chunks, open_pool, runner
 from timing import serve
 
-from progress_executor import (
-    ProcessPoolProgressExecutor,
-    ProgressExecutor,
-    ProgressGroup,
-    ProgressState,
-    ThreadPoolProgressExecutor,
-)
+from progress_executor import ProgressExecutor, ProgressGroup, ProgressState, ThreadPoolProgressExecutor
 
 WORKERS = 2
+ONE_CORE = "threads on one core"
 
 
-def make(kind: str, ours: bool, workers: int = WORKERS) -> Any:
-    if kind == "threads":
-        return ThreadPoolProgressExecutor(workers) if ours else ThreadPoolExecutor(workers)
-    context = multiprocessing.get_context(kind)
-    return (ProcessPoolProgressExecutor if ours else ProcessPoolExecutor)(workers, mp_context=context)
+def make(kind: str, workers: int = WORKERS) -> Any:
+    return open_pool(OURS, kind, workers)
 
 
 # Tasks per second. On which core a pool's threads and processes come to lie decides more than any of the contenders, and
-# stays so while the pool lives: each sample, but for the peers', has a pool of its own, and threads, of which one runs at a
-# time anyway, have one core. Starting the pool is not in the figure.
+# stays so while the pool lives: each sample has a pool of its own. Starting the pool is not in the figure.
 
 
 @contextmanager
@@ -60,39 +51,70 @@ def on_one_core() -> Iterator[None]:
 
 
 @contextmanager
-def warm(kind: str, ours: bool) -> Iterator[Any]:
-    with on_one_core() if kind == "threads" else nullcontext(), make(kind, ours) as executor:
-        # Tasks one after the other would leave it at one worker, where workers start on demand.
-        for future in [executor.submit(time.sleep, 0.2 if kind == "spawn" else 0.01) for _ in range(WORKERS)]:
-            future.result()
+def warm(name: str, kind: str, workers: int = WORKERS) -> Iterator[tuple[Any, Run]]:
+    """A pool, all of whose workers have run a task, and how to have it run more.
+
+    With `ONE_CORE`, threads, of which one runs at a time anyway, have one: what they cost does not depend then on where
+    they come to lie.
+    """
+    with on_one_core() if kind == ONE_CORE else nullcontext(), open_pool(name, kind.split()[0], workers) as pool:
+        run = runner(name, pool)
+        for patience in (0.01, 0.1, 0.3, 1, 3):
+            if len(set(run(partial(jobs.who, patience), workers))) == workers:
+                break
+        else:
+            raise RuntimeError(f"fewer workers than {workers}")
         for _ in range(20):
-            executor.submit(jobs.nothing).result()
-        workers = executor._threads if kind == "threads" else executor._processes
-        if len(workers) != WORKERS:
-            raise RuntimeError(f"{len(workers)} workers, not {WORKERS}")
-        yield executor
+            run(jobs.nothing, 1)
+        gc.collect()
+        yield pool, run
 
 
-def rate_of(submit: Callable[..., Any], count: int) -> float:
-    start = perf_counter()
-    futures = [submit(jobs.nothing) for _ in range(count)]
-    for future in futures:
-        future.result()
-    return count / (perf_counter() - start)
+def _one_by_one(run: Run, count: int) -> None:
+    for _ in range(count):
+        run(jobs.nothing, 1)
 
 
-def rate(kind: str, ours: bool, count: int) -> float:
-    """Tasks per second: many submitted, then the results of all."""
-    with warm(kind, ours) as executor:
-        return rate_of(executor.submit, count)
+def _beside_computing(run: Run, job: Callable[[], None], count: int) -> None:
+    """The main thread computes, another one submits and waits."""
+    done: list[Any] = []
+    thread = threading.Thread(target=lambda: done.extend(run(job, count)))
+    thread.start()
+    number = 0
+    while thread.is_alive():
+        for i in range(1000):
+            number += i
+    if len(done) != count:
+        raise RuntimeError("the tasks have failed")
 
 
-def round_trips(kind: str, ours: bool, count: int) -> float:
-    """Tasks per second, each submitted when the one before has its result."""
-    with warm(kind, ours) as executor:
+def _there_and_back(run: Run, size: int, count: int) -> None:
+    job = partial(jobs.same, bytes(size))
+    for _ in range(count):
+        run(job, 1)
+
+
+SCENARIOS: dict[str, Callable[[Run, int], Any]] = {
+    "no-op": lambda run, count: run(jobs.nothing, count),
+    "one by one": _one_by_one,
+    "1 ms": lambda run, count: run(jobs.millisecond, count),
+    "no-op, caller computes": lambda run, count: _beside_computing(run, jobs.nothing, count),
+    "1 ms, caller computes": lambda run, count: _beside_computing(run, jobs.millisecond, count),
+    "1 MB": lambda run, count: _there_and_back(run, 1 << 20, count),
+    "50 MB": lambda run, count: _there_and_back(run, 50 << 20, count),
+}
+
+
+def rate(name: str, kind: str, scenario: str, count: int, workers: int = WORKERS) -> float:
+    """Tasks per second."""
+    with warm(name, kind, workers) as (pool, run):
         start = perf_counter()
-        for _ in range(count):
-            executor.submit(jobs.nothing).result()
+        if scenario == "map":
+            map_in_chunks(name, pool, count)
+        elif scenario == "awaited":
+            asyncio.run(_awaited(pool, name == OURS, count))
+        else:
+            SCENARIOS[scenario](run, count)
         return count / (perf_counter() - start)
 
 
@@ -100,33 +122,23 @@ async def _wrapped(future: Any) -> Any:
     return await asyncio.wrap_future(future)
 
 
-def watched(ours: bool, count: int) -> float:
-    """Tasks per second, each awaited in an asyncio task of its own."""
-
-    async def run() -> float:
-        with warm("threads", ours) as executor:
-            start = perf_counter()
-            async with asyncio.TaskGroup() as group:
-                for _ in range(count):
-                    future: Any = executor.submit(jobs.nothing)
-                    group.create_task(future.check_for_progress() if ours else _wrapped(future))
-            return count / (perf_counter() - start)
-
-    return asyncio.run(run())
+async def _awaited(executor: Any, ours: bool, count: int) -> None:
+    """Each in an asyncio task of its own."""
+    async with asyncio.TaskGroup() as group:
+        for _ in range(count):
+            future = executor.submit(jobs.nothing)
+            group.create_task(future.check_for_progress() if ours else _wrapped(future))
 
 
 # Memory
 
 
-def memory(kind: str, ours: bool, count: int = 1000) -> float:
-    """Bytes that each pending task takes, with its work item."""
-    go = threading.Event()
-    executor = make(kind, ours, workers=1)
-    try:
-        # A process pool takes some more off its queue: let them be others than those that are weighed.
-        held = [executor.submit(_hold, go) for _ in range(3)] if kind == "threads" else [executor.submit(time.sleep, 1)] * 3
-        for _ in range(10):
-            executor.submit(jobs.nothing)
+def memory(name: str, kind: str, count: int = 1000) -> float:
+    """Bytes that each pending task takes, with what the pool keeps of it."""
+    with warm(name, kind, 1) as (executor, _):
+        # A process pool takes some tasks before their turn: let them be others than those that are weighed.
+        held = executor.submit(time.sleep, 1)
+        others = [executor.submit(time.sleep, 0) for _ in range(10)]
         time.sleep(0.2)
         gc.collect()
         tracemalloc.start()
@@ -137,18 +149,11 @@ def memory(kind: str, ours: bool, count: int = 1000) -> float:
             after = tracemalloc.get_traced_memory()[0]
         finally:
             tracemalloc.stop()
-        if held[0].done():
+        if held.done():
             raise RuntimeError("the tasks that were weighed were not pending any more")
-        for future in futures:
+        for future in others + futures:
             future.cancel()
-    finally:
-        go.set()
-        executor.shutdown()
     return (after - before) / count
-
-
-def _hold(go: threading.Event) -> None:
-    go.wait()
 
 
 # What the event loop pays
@@ -295,7 +300,7 @@ def idle_share(kind: str, seconds: float) -> float:
     """Percent of a core that this process uses to watch ten tasks, three of them running, that report nothing."""
 
     async def run() -> float:
-        async with make(kind, ours=True, workers=3) as executor, asyncio.TaskGroup() as group:
+        async with make(kind, workers=3) as executor, asyncio.TaskGroup() as group:
             for number in range(10):
                 future = executor.submit(time.sleep, seconds + 0.6 if number < 3 else 0)
                 future.add_progress_callback(_look)
@@ -314,7 +319,7 @@ def idle_share(kind: str, seconds: float) -> float:
 
 def cancel_latencies(kind: str, count: int) -> list[float]:
     """ms from `cancel()` to the task's noticing it, for tasks with steps of 1 ms."""
-    with make(kind, ours=True) as executor:
+    with make(kind) as executor:
         return cancel_latencies_of(executor, count)
 
 
@@ -335,7 +340,7 @@ def cancel_latencies_of(executor: ProgressExecutor, count: int) -> list[float]:
 
 def progress_latencies(kind: str, count: int, workers: int = 4) -> list[float]:
     """ms from a task's write to the callback that has it, several tasks at once, watched by an event loop."""
-    with make(kind, ours=True, workers=workers) as executor:
+    with make(kind, workers=workers) as executor:
         return progress_latencies_of(executor, count, workers)
 
 
@@ -363,8 +368,6 @@ if __name__ == "__main__":
     serve(
         {
             "rate": rate,
-            "round_trips": round_trips,
-            "watched": watched,
             "memory": memory,
             "loop_cost": loop_cost,
             "bars_share": bars_share,
