@@ -4,7 +4,7 @@ import asyncio
 import concurrent.futures
 import functools
 import gc
-import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import subprocess
@@ -375,6 +375,18 @@ def test_workers_are_replaced_after_max_tasks_per_child(method):
         pids = [executor.submit(os.getpid).result() for _ in range(5)]
         assert len(set(pids)) == 3
         assert executor.submit(jobs.count, 3).result() == 3
+
+
+@pytest.mark.parametrize(("method", "max_tasks"), [*((method, None) for method in START_METHODS), ("spawn", 1)])
+def test_a_worker_that_is_let_go_runs_its_exit_handlers(method, max_tasks, tmp_path):
+    options = {} if max_tasks is None else {"max_tasks_per_child": max_tasks}
+    with make_executor(method, 1, initializer=_note_at_exit, initargs=(tmp_path,), **options) as executor:
+        pids = {str(executor.submit(os.getpid).result()) for _ in range(2)}
+    assert {path.name for path in tmp_path.iterdir()} == pids
+
+
+def _note_at_exit(folder):
+    multiprocessing.util.Finalize(None, (folder / str(os.getpid())).touch, exitpriority=0)
 
 
 def test_an_executor_that_is_dropped_ends(pool_kind):

@@ -22,6 +22,7 @@ from progress_executor import (
 
 from . import jobs
 from .conftest import DEADLINE, KINDS, make_executor, open_gate, until
+from .test_kill import pool_of
 
 NOTHING = {"pending": 0, "running": 0, "done": 0, "failed": 0, "cancelled": 0}
 
@@ -174,7 +175,7 @@ def test_cancel_cancels_all_members(pool, gate):
 
 
 def test_cancel_kills_the_members_that_do_not_stop():
-    with make_executor("process") as pool:
+    with pool_of("process") as pool:
         futures = [pool.submit(jobs.hang_by, "a loop"), *(pool.submit(jobs.step_until, "") for _ in range(5))]
         until(lambda: futures[0].state["n"] and futures[1].state["n"])
         group = ProgressGroup(futures)
@@ -208,7 +209,7 @@ def test_each_member_has_the_deadline_of_its_group(executor):
 
 
 def test_the_deadline_of_a_group_kills_the_members_that_do_not_stop():
-    with make_executor("process") as pool:
+    with pool_of("process") as pool:
         group = ProgressGroup([pool.submit(jobs.hang_by, "swallowed errors") for _ in range(3)])
         group.set_deadline(stall=0.1, kill_after=0.1)
         assert {str(future.exception(DEADLINE)) for future in group.futures} == {"no progress for 0.1 s"}

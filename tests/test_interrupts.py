@@ -443,10 +443,11 @@ def sigint():
 
 @pytest.mark.parametrize("where", WHERE_CTRL_C_WAITS)
 def test_a_handler_of_sigint_that_is_set_meanwhile_stays(where, sigint):
-    came = []
-    where(lambda: signal.signal(signal.SIGINT, lambda *_: came.append(1)))
-    signal.raise_signal(signal.SIGINT)
-    assert came == [1]
+    def handler(*_):
+        pass
+
+    where(lambda: signal.signal(signal.SIGINT, handler))
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 @pytest.mark.parametrize("where", WHERE_CTRL_C_WAITS)
@@ -635,6 +636,12 @@ def assert_free(conditions):
     assert not thread.is_alive()
 
 
+not_on_3_14 = pytest.mark.skipif(
+    sys.version_info[:2] == (3, 14), reason="CPython 3.14 may handle a signal between the entry of any lock and its block"
+)
+
+
+@not_on_3_14
 @pytest.mark.parametrize("use", [step_into, wait_for])
 def test_an_interrupt_leaves_no_condition_locked(use):
     """`threading.Condition` fails this in half of the rounds."""
@@ -644,6 +651,7 @@ def test_an_interrupt_leaves_no_condition_locked(use):
         assert_free([condition])
 
 
+@not_on_3_14
 def test_ctrl_c_leaves_no_future_locked_that_is_waited_for():
     futures = [ProgressFuture(Task(Board(), None)) for _ in range(10)]
     handler = signal.getsignal(signal.SIGINT)
