@@ -452,11 +452,11 @@ def test_callbacks_may_cancel_other_futures(pool, gate, tmp_path):
     own = str(tmp_path / "own")
     first = pool.submit(jobs.step_until, own)
     others = running, pending, last = [pool.submit(jobs.step_until, gate) for _ in range(3)]
-    until(lambda: first.state["n"] and running.state["n"])
-    seen = [watch(future) for future in others]
-    first.add_progress_callback(lambda old, new: running.cancel() and pending.cancel() and open_gate(own))
-    running.add_done_callback(lambda _: last.cancel())
     try:
+        until(lambda: first.state["n"] and running.state["n"])
+        seen = [watch(future) for future in others]
+        first.add_progress_callback(lambda old, new: running.cancel() and pending.cancel() and open_gate(own))
+        running.add_done_callback(lambda _: last.cancel())
         assert first.result(DEADLINE) == first.state["n"]
         concurrent.futures.wait(others, DEADLINE)
         assert all(future.cancelled() for future in others)

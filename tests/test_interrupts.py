@@ -154,6 +154,10 @@ IGNORED = re.compile(
 """What Python tells of a Ctrl-C that comes in a weak reference's callback, of asyncio's set of tasks here: it is lost."""
 
 
+FORKING = "ignore:This process:DeprecationWarning"
+"""Of a pool's first fork beside a thread of the program's: from 3.15 on it would be raised, as in the standard library."""
+
+
 class Program(Terminal):
     """The program above on a terminal."""
 
@@ -166,7 +170,7 @@ class Program(Terminal):
         self._temporary.mkdir()
         root = str(Path(progress_executor.__file__).parents[1])
         super().__init__(
-            [sys.executable, "-W", "error", str(script), kind, style, moment, str(self._notes)],
+            [sys.executable, "-W", "error", "-W", FORKING, str(script), kind, style, moment, str(self._notes)],
             env={**os.environ, "PYTHONPATH": root, "TMPDIR": str(self._temporary)},
             clean=True,
         )
