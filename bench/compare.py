@@ -161,10 +161,11 @@ def main() -> int:
         RESULTS.write_text(json.dumps(report, indent=1) + "\n")
         PICTURE.write_text(draw(report))
         print(f"\n{RESULTS.relative_to(ROOT)} and {PICTURE.relative_to(ROOT)} written")
-    missed, title = [], ""
+    missed, before = [], ""
     for version, results in report["interpreters"].items():
         for line in results["rows"]:
-            title = line["title"].replace(SAME, title) if SAME in line["title"] else line["title"]
+            before = line["title"] if SAME not in line["title"] else before
+            title = line["title"].replace(SAME, before)
             over = [said for name in line["targets"] if MISSED in (said := verdict(line, name))]
             missed += [f"CPython {version}: {title}: {said}" for said in over]
     print(f"\n{report['seconds']} s, {len(missed)} limits missed", *missed, sep="\n")
