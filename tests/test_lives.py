@@ -5,7 +5,6 @@ what must become of each; and thousands of tasks are cancelled at random.
 """
 
 import concurrent.futures
-import contextlib
 import os
 import random
 import signal
@@ -154,12 +153,15 @@ class Pool(RuleBasedStateMachine):
             life.end = "cancelled"
 
     @precondition(lambda self: self.kind != "thread" and not self.shut)
-    @rule(life=tasks)
-    def die_idle(self, life):
-        """The worker that has run it; nobody notices."""
-        if life.pid in self.workers() and life.pid not in [other.pid for other in self.running()]:
-            with contextlib.suppress(ProcessLookupError):  # again
-                os.kill(life.pid, signal.SIGKILL)
+    @rule(target=tasks, count=st.integers(1, 3))
+    def die_idle(self, count):
+        """A worker that has nothing to do dies; who submits then does not notice."""
+        while self.running():
+            self.finish(0, "in time")
+        pid = next((life.pid for life in reversed(self.lives) if life.pid in self.workers()), None)
+        if pid is not None:
+            os.kill(pid, signal.SIGKILL)
+        return self.submit(count)
 
     @precondition(lambda self: not self.shut)
     @rule(cancel_futures=st.booleans())

@@ -623,6 +623,27 @@ def test_a_signal_handler_may_submit_in_the_midst_of_submit():
         assert sorted(future.result(DEADLINE) for future in futures) == list(range(1, len(futures) + 1))
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("method", START_METHODS)
+def test_a_signal_handler_may_submit_while_a_worker_is_started(method, workers, monkeypatch):
+    process, signals, futures = multiprocessing.process.BaseProcess, [signal.SIGALRM], []
+
+    def start(self, start=process.start):
+        if signals:
+            signal.raise_signal(signals.pop())
+        start(self)
+
+    monkeypatch.setattr(process, "start", start)
+    with make_executor(method, workers) as executor:
+        before = signal.signal(signal.SIGALRM, lambda *_: futures.append(executor.submit(jobs.add, 1)))
+        try:
+            future = executor.submit(jobs.add, 2)
+        finally:
+            signal.signal(signal.SIGALRM, before)
+        assert (future.result(DEADLINE), futures[0].result(DEADLINE)) == (3, 2)
+        assert len(executor._processes) <= workers
+
+
 def test_a_hundred_thousand_pending_tasks_are_cancelled_at_once(gate):
     with ProcessPoolProgressExecutor(1) as executor:
         blocker = executor.submit(jobs.step_until, gate)

@@ -80,6 +80,8 @@ class Workers(Crew[ProcessFuture]):
             super().grow()
 
     def clean_up(self) -> None:
+        while self._unserved:  # whose threads could not be started
+            self._unserved.pop().dismiss()
         forker, self.forker = self.forker, None
         if forker is not None:
             forker.close()
