@@ -168,7 +168,9 @@ def run_all() -> bool:
     """Whether all modules pass. Two run at a time: they mostly sleep."""
 
     def run(module):
-        return subprocess.run([sys.executable, "-m", "tests.cpython", module], capture_output=True, encoding="utf-8")
+        return subprocess.run(
+            [sys.executable, "-m", "tests.cpython", module], capture_output=True, encoding="utf-8", timeout=1200
+        )
 
     passed = True
     with concurrent.futures.ThreadPoolExecutor(2) as executor:
