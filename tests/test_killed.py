@@ -206,6 +206,18 @@ def read_by(pid):
         return int(file.readline().split()[1])
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_workers_that_die_at_the_same_time_each_tell_how(method):
+    with make_executor(method, 4) as executor:
+        for _ in range(20):
+            futures = [executor.submit(time.sleep, 10**6) for _ in range(4)]
+            until(lambda futures=futures: all(future.state["status"] == "running" for future in futures))
+            for pid in executor._processes:
+                os.kill(pid, signal.SIGKILL)
+            for future in futures:
+                check_error(future.exception(DEADLINE), KILLED, {"n": 0, "total": None, "status": "running"})
+
+
 def test_large_results_of_many_workers_arrive_whole():
     sizes = [1 << 21, 5, 1 << 16, (1 << 16) - 8, 4088, 4089, 16384, 16385] * 4
     with make_executor("fork", 3) as executor:
