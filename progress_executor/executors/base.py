@@ -134,7 +134,7 @@ class ProgressExecutor(Executor):
         with_progress = takes_progress((fn, (None,) * len(iterables), {}))
         run_chunk = partial(run_chunk_with_progress if with_progress else run_chunk_without, fn)
         chunks = ((chunk,) for chunk in iter(lambda: list(islice(calls, chunksize)), []))
-        return chain.from_iterable(self._map(run_chunk, chunks, timeout, buffersize))
+        return chain.from_iterable(map(_taken_out, self._map(run_chunk, chunks, timeout, buffersize)))
 
     _takes_chunks = False
 
@@ -143,13 +143,14 @@ class ProgressExecutor(Executor):
     ) -> Iterator[Any]:
         end = None if timeout is None else monotonic() + timeout
         futures = deque(self.submit(fn, *args) for args in islice(calls, buffersize))
+        submit = None if buffersize is None else self.submit  # who has no use for the executor does not keep it
 
         def values() -> Iterator[Any]:
             try:
                 while futures:
                     value = [_value_or_cancel(futures, end)]
-                    if buffersize is not None:
-                        futures.extend(self.submit(fn, *args) for args in islice(calls, 1))
+                    if submit is not None:
+                        futures.extend(submit(fn, *args) for args in islice(calls, 1))
                     yield value.pop()  # nothing here keeps it alive
             finally:
                 for future in futures:
@@ -314,6 +315,13 @@ def _value_or_cancel(futures: "deque[ProgressFuture[T]]", end: float | None) -> 
             future.cancel()
     finally:
         del future  # the traceback of what it has raised holds this frame
+
+
+def _taken_out(values: list[T]) -> Iterator[T]:
+    """They; nothing here keeps one alive that was given out."""
+    values.reverse()
+    while values:
+        yield values.pop()
 
 
 def run_chunk_without(fn: Callable[..., T], chunk: list[tuple[Any, ...]]) -> list[T]:
