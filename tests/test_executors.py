@@ -381,8 +381,14 @@ def test_workers_are_replaced_after_max_tasks_per_child(method):
 def test_a_worker_that_is_let_go_runs_its_exit_handlers(method, max_tasks, tmp_path):
     options = {} if max_tasks is None else {"max_tasks_per_child": max_tasks}
     with make_executor(method, 1, initializer=_note_at_exit, initargs=(tmp_path,), **options) as executor:
-        pids = {str(executor.submit(os.getpid).result()) for _ in range(2)}
+        processes = set()
+        pids = set()
+        for _ in range(2):
+            future = executor.submit(os.getpid)
+            processes.update(executor._processes.values())
+            pids.add(str(future.result()))
     assert {path.name for path in tmp_path.iterdir()} == pids
+    assert {process.exitcode for process in processes} == {0}
 
 
 def _note_at_exit(folder):

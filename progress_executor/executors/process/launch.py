@@ -60,8 +60,12 @@ class Launched(NamedTuple):
     receive: Callable[[], Message]
     ends: list[Connection]
 
+    def hang_up(self) -> None:
+        """Send and receive no more, which has the worker end when its task has."""
+        _close(self.ends[:2])
+
     def close(self) -> None:
-        """Close the pipes, which has the worker end when its task has."""
+        """Close the last pipe, too, which kills a worker that has not ended."""
         _close(self.ends)
 
 

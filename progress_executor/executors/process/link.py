@@ -312,7 +312,7 @@ class Link:
         launched = self._launched
         if launched is None:
             return 0, None
-        launched.close()
+        launched.hang_up()
         process = launched.process
         if patience is not None:
             # Not by a join with a timeout: it waits for ever for a process that has closed its files, and lives.
@@ -322,6 +322,7 @@ class Link:
             if process.is_alive():
                 process.kill()
         process.join()
+        launched.close()
         if self._ready:
             self._workers.count_ready(-1)
         self._launched, self._ready = None, False
