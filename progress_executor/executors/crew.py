@@ -39,6 +39,7 @@ class Crew(Generic[F]):
         self._name = name
         self._serving: set[threading.Thread] = set()  # those that will look again at what is pending
         self._over = 0  # how many threads have ended
+        self._starting: set[threading.Thread] = set()  # those that have not asked for a future yet
         self._idle: list[None] = []  # one for each thread that waits
         self._wake: SimpleQueue[None] = SimpleQueue()
         self._lock = threading.RLock()
@@ -78,8 +79,11 @@ class Crew(Generic[F]):
     def _see_to_it(self) -> None:
         if self._idle:
             self._wake.put(None)
-        if len(self.threads) < self.size and len(self.pending) > len(self._idle):
+        if self._is_too_small():
             self.grow()
+
+    def _is_too_small(self) -> bool:
+        return len(self.threads) < self.size and len(self.pending) > len(self._idle) + len(self._starting)
 
     def wake_one(self) -> None:
         """Have an idle thread, if there is one, look around."""
@@ -92,23 +96,26 @@ class Crew(Generic[F]):
             if len(self.threads) >= self.size:
                 return
             thread = threading.Thread(target=self._run, name=f"{self._name}_{len(self.threads)}", daemon=False)
-            self.threads.add(thread)
-            self._serving.add(thread)
+            sets = self.threads, self._serving, self._starting
             try:
+                for threads in sets:
+                    threads.add(thread)
                 thread.start()
             except BaseException:
-                self.threads.discard(thread)
-                self._serving.discard(thread)
+                for threads in sets:
+                    threads.discard(thread)
                 raise
 
     def take(self) -> F | None:
         """The next future; waits for one, and gives None when the crew is closed and none is left."""
+        if self._starting:
+            self._starting.discard(threading.current_thread())
         while self.pending or self._wait():
             try:
                 future = self.pending.popleft()
             except IndexError:  # another thread was faster
                 continue
-            if len(self.threads) < self.size and len(self.pending) > len(self._idle):
+            if self._is_too_small():
                 self.grow()  # who submitted may have taken this thread for an idle one
             return future
         return None
@@ -166,6 +173,7 @@ class Crew(Generic[F]):
         finally:
             with self._lock:
                 self._serving.discard(threading.current_thread())
+                self._starting.discard(threading.current_thread())
                 self._over += 1
             if self.broken is not None:  # what `put` left there meanwhile
                 self._fail_pending()
@@ -207,6 +215,11 @@ class PoolExecutor(ProgressExecutor):
 
     def _close(self) -> None:
         self._crew.close()
+
+    @property
+    def _broken(self) -> BrokenExecutor | None:
+        """Why no task is taken any more, if that is so: some who need a new pool then look here."""
+        return self._crew.error()
 
     def _cancel_all(self) -> list[BaseException]:
         self._close()  # it is being left

@@ -71,7 +71,7 @@ class Workers(Crew[ProcessFuture]):
 
     def grow(self) -> None:
         with SigintDeferred(), self._lock:
-            if len(self.links) == len(self.threads) < self.size:
+            if len(self.links) <= len(self.threads) < self.size:
                 # Not in the thread: who has submitted finds the process in `_processes`, or is told why there is none.
                 link = Link(self)
                 link.launch()
@@ -82,6 +82,7 @@ class Workers(Crew[ProcessFuture]):
     def clean_up(self) -> None:
         while self._unserved:  # whose threads could not be started
             self._unserved.pop().dismiss()
+        self.links = []  # they hold this, which holds what the user gave
         forker, self.forker = self.forker, None
         if forker is not None:
             forker.close()
