@@ -167,7 +167,7 @@ def in_shm():
     """The files in /dev/shm that this process maps; none where there is no /proc."""
     try:
         with open("/proc/self/maps") as file:
-            return {line.split(None, 5)[5] for line in file if "/dev/shm/" in line}
+            return {line.split()[-1] for line in file if "/dev/shm/" in line and "(deleted)" not in line}
     except FileNotFoundError:
         return set()
 

@@ -53,10 +53,14 @@ EXCLUDED = {
 """What must fail, by class and test (in which module they are depends on the version): where we promise something else."""
 
 NOT_RUN = {
-    f"ProcessPool{method}ProcessPoolExecutorTest.test_broken_process_pool_traceback": _ONE_DEATH
+    f"ProcessPool{method}{test}": why
     for method in ("Fork", "Forkserver", "Spawn")
+    for test, why in {
+        "ProcessPoolExecutorTest.test_broken_process_pool_traceback": _ONE_DEATH + "; it would hang",
+        "ProcessPoolShutdownTest.test_cancel_futures": "what has not begun is cancelled, and here mostly none has",
+    }.items()
 }
-"""Likewise, but it would hang: it waits for tasks that only the end of the whole pool ends."""
+"""Likewise, but they cannot be seen to fail: one waits for what never comes, the other one passes at times."""
 
 
 def modules() -> list[str]:

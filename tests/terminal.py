@@ -4,7 +4,6 @@ import codecs
 import contextlib
 import os
 import pty
-import re
 import select
 import signal
 import termios
@@ -118,8 +117,3 @@ class Terminal:
     def processes(self):
         """The ids of the session's living processes; Linux only."""
         return session(self.pid)
-
-    def segments(self):
-        """The shared memory that the program maps; Linux only."""
-        with open(f"/proc/{self.pid}/maps") as file:
-            return set(re.findall(r"/dev/shm/psm_\w+", file.read()))

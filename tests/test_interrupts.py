@@ -5,6 +5,7 @@ import concurrent.futures
 import contextlib
 import io
 import itertools
+import multiprocessing
 import os
 import random
 import re
@@ -20,8 +21,18 @@ import pytest
 import tqdm
 
 import progress_executor
-from progress_executor import ProgressFuture, SyncProgressExecutor, ThreadPoolProgressExecutor
+from progress_executor import (
+    ProcessPoolProgressExecutor,
+    ProgressExecutor,
+    ProgressFuture,
+    SyncProgressExecutor,
+    ThreadPoolProgressExecutor,
+)
 from progress_executor.delivery import Board
+from progress_executor.executors.crew import Crew, PoolExecutor
+from progress_executor.executors.process.link import Link
+from progress_executor.executors.process.pool import Workers
+from progress_executor.executors.process.task import ProcessTask
 from progress_executor.executors.sync import SyncFuture, SyncTask
 from progress_executor.interrupts import SafeCondition, SigintDeferred
 from progress_executor.tasks import Task
@@ -335,12 +346,12 @@ def interrupted_at_line(number, codes, fn, begun=lambda: True):
     return next(lines) > number
 
 
-RUNNING_HERE = {
-    function.__code__
-    for owner in (SyncTask, SyncFuture, Task, ProgressFuture, Future)
-    for function in vars(owner).values()
-    if hasattr(function, "__code__")
-}
+def code_of(*classes):
+    """Of all their methods."""
+    return {method.__code__ for owner in classes for method in vars(owner).values() if hasattr(method, "__code__")}
+
+
+RUNNING_HERE = code_of(SyncTask, SyncFuture, Task, ProgressFuture, Future)
 
 
 @pytest.mark.parametrize("task", ["count", "count_then_fail"])
@@ -489,6 +500,28 @@ def interrupt_threads():
         if not reached:
             break
     assert number > 3
+
+
+SUBMITTING = code_of(
+    *(ProgressExecutor, PoolExecutor, ThreadPoolProgressExecutor, ProcessPoolProgressExecutor),
+    *(Crew, Workers, Link, ProcessTask, Task, ProgressFuture, threading.Thread),
+)
+
+
+@pytest.mark.parametrize("kind", ["thread", pytest.param("fork", marks=pytest.mark.slow)])
+def test_ctrl_c_at_any_line_of_submit_leaves_the_pool_working(kind):
+    run("from tests.test_interrupts import interrupt_submit; interrupt_submit(sys.argv[1])", kind)
+
+
+def interrupt_submit(kind):
+    for number in itertools.count():
+        with make_executor(kind, 2) as executor:
+            reached = interrupted_at_line(number, SUBMITTING, lambda executor=executor: executor.submit(jobs.add, 1))
+            assert executor.submit(jobs.add, 1, 3).result(DEADLINE) == 4
+        until(lambda: threading.active_count() == 1 and not multiprocessing.active_children(), "the end of the pool")
+        if not reached:
+            break
+    assert number > 20
 
 
 @pytest.mark.parametrize("style", STYLES)

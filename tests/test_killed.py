@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import contextlib
+import multiprocessing
 import os
 import random
 import signal
@@ -739,22 +740,25 @@ def test_nothing_is_left_of_a_caller_killed_at_any_moment(method, caller, tmp_pa
 
 @linux
 def test_a_killed_worker_is_missed_though_another_pool_started_in_the_midst_of_its_start(monkeypatch, gate):
-    """Between the making of its pipes and its fork: who was forked there would hold them."""
-    main, ends_of = threading.current_thread(), os.pipe
-    with make_executor("fork", 1) as executor, make_executor("fork", 1) as other:
-        thread = threading.Thread(target=other.submit, args=(jobs.step_until, gate))
+    """Or another one forked: between the making of each pipe and the fork, and would hold the pipe."""
+    main, ends_of, threads = threading.current_thread(), os.pipe, []
+    fork = multiprocessing.get_context("fork").Process
 
-        def pipe():
-            ends = ends_of()
-            if thread.ident is None and threading.current_thread() is main:
-                thread.start()
-                thread.join(0.5)  # it has to wait
-            return ends
+    def pipe():
+        ends = ends_of()
+        if threading.current_thread() is main:
+            threads.append(threading.Thread(target=lambda: fork(target=jobs.wait_for, args=(gate,)).start()))
+            threads[-1].start()
+            threads[-1].join(0.2)  # it may have to wait
+        return ends
 
-        monkeypatch.setattr(os, "pipe", pipe)
+    monkeypatch.setattr(os, "pipe", pipe)
+    with make_executor("fork", 1) as executor:
         future = executor.submit(jobs.step_until, gate)
         try:
-            thread.join()
+            for thread in threads:
+                thread.join()
+            assert len(threads) >= 3
             until(lambda: future.state["n"])
             os.kill(*executor._processes, signal.SIGKILL)
             with pytest.raises(WorkerDied):

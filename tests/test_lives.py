@@ -5,6 +5,7 @@ what must become of each; and thousands of tasks are cancelled at random.
 """
 
 import concurrent.futures
+import contextlib
 import os
 import random
 import signal
@@ -158,9 +159,9 @@ class Pool(RuleBasedStateMachine):
         """A worker that has nothing to do dies; who submits then does not notice."""
         while self.running():
             self.finish(0, "in time")
-        pid = next((life.pid for life in reversed(self.lives) if life.pid in self.workers()), None)
-        if pid is not None:
-            os.kill(pid, signal.SIGKILL)
+        for pid in [life.pid for life in self.lives if life.pid in self.workers()][-1:]:
+            with contextlib.suppress(ProcessLookupError):  # once more
+                os.kill(pid, signal.SIGKILL)
         return self.submit(count)
 
     @precondition(lambda self: not self.shut)
@@ -208,7 +209,8 @@ class Pool(RuleBasedStateMachine):
             for life in undone:
                 if life.number < number and life.number not in self.connected:
                     life.overtaken += 1
-                    assert life.overtaken <= (0 if self.kind == "thread" else OVERTAKES)
+                    # Those who start at the same time tell of it in any order.
+                    assert life.overtaken <= WORKERS - 1 + (0 if self.kind == "thread" else OVERTAKES)
 
     @invariant()
     def futures_are_as_they_should_be(self):
