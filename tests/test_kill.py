@@ -163,14 +163,16 @@ def held_up(pool, gate, *calls):
         go.set()
 
 
-def test_a_value_that_has_arrived_survives_the_kill(gate):
+def test_a_value_that_has_arrived_survives_the_kill(gate, tmp_path):
     with pool_of("fork", 1) as pool:
-        with held_up(pool, gate, (jobs.add, 1)) as (future,):
+        second_gate = str(tmp_path / "second gate")
+        with held_up(pool, gate, (jobs.wait_for, second_gate)) as (future,):
             link = pool._workers.links[0]
+            open_gate(second_gate)  # not before: the answer might be read together with the one before
             assert link._launched.ends[1].poll(DEADLINE)  # the answer
             assert future.cancel(kill_after=0)
             until(lambda: link._killed is not None)
-        assert future.result(DEADLINE) == 2
+        assert future.result(DEADLINE) == "waited"
         assert future.state["status"] == "done"
         assert pool.submit(jobs.add, 2).result(DEADLINE) == 3
 

@@ -777,7 +777,7 @@ def test_after_the_tasks_end_all_go_on_and_leave_the_slot_alone(progress, slot, 
     next(items)
     before = progress.n
     progress._detach()
-    slot.clear()
+    slot = slot.renewed()
     for _ in items:
         pass
     assert progress.n == before + 1.5
@@ -879,7 +879,7 @@ def test_threads_that_go_on_when_the_task_has_ended_leave_the_slot_alone(progres
 
     def end():
         progress._detach()
-        slot.clear()
+        slot.renewed()  # in the same memory
 
     parts = [progress.sub(1, total=3000) for _ in range(3)]
     in_threads(*[lambda part=part: work(part) for part in parts], end)
@@ -1305,11 +1305,11 @@ def test_the_layout_has_room_for_a_scale():
     assert 8 * SCALE + 32 <= SLOT_SIZE
 
 
-def test_a_slot_that_is_cleared_has_no_parts(progress, slot, updater):
+def test_a_slot_that_is_renewed_has_no_parts(progress, slot, updater):
     part = progress.sub(4, total=4)
     part.update(1)
     progress._detach()
-    slot.clear()
+    slot = slot.renewed()
     slot.start(time.time())
     updater(slot.buffer).update(5)
     assert slot.snapshot()["n"] == 5

@@ -843,7 +843,7 @@ def test_an_error_of_push_comes_through_with_the_step_counted(updater):
 def test_a_detached_updater_leaves_the_slot_alone_and_counts_on(progress, slot, start):
     progress.n, progress.total, progress.status = start, 9, "x"
     progress._detach()
-    slot.clear()
+    slot = slot.renewed()
     progress.update(1)
     assert exactly(progress.n) == exactly(start + 1)
     progress.update(0.5)
@@ -859,7 +859,7 @@ def test_an_iteration_goes_on_over_a_detached_updater(progress, slot):
     for item in progress(range(5)):
         if item == 2:
             progress._detach()
-            slot.clear()
+            slot = slot.renewed()
     assert (progress.n, progress.total) == (5, 5)
     assert bytes(slot.buffer) == EMPTY
 

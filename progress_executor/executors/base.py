@@ -242,10 +242,11 @@ class ProgressExecutor(Executor):
             with self._board.lock:
                 self._board.cancelling = True
                 running = self._board.running.copy()
+            pending = self._pending()  # first: they do not begin where others stop
             for task in running:
                 task.request_cancel()
                 kill_later(task, self._kill_after)
-            return self._cancel_pending()
+            return call_each(pending)
 
     def __enter__(self) -> Self:
         self._inside = threading.get_ident()

@@ -370,15 +370,10 @@ class Link:
             return future
 
     @property
-    def next_future(self) -> ProcessFuture | None:
-        """That of the task which was given in advance, if there is one."""
-        given = self._next
-        return None if given is None else given.future
-
-    @property
     def waiting(self) -> float:
-        """The number of that task; infinite if there is none."""
-        future = self.next_future
+        """The number of the task that was given in advance; infinite if there is none."""
+        given = self._next
+        future = None if given is None else given.future
         return inf if future is None else future._task.number
 
     def kill(self, task: Task) -> bool:

@@ -107,8 +107,8 @@ class Workers(Crew[ProcessFuture]):
         return None
 
     def all_pending(self) -> list[ProcessFuture]:
-        in_advance = (link.next_future for link in tuple(self.links))
-        return [*(future for future in in_advance if future is not None), *super().all_pending()]
+        in_advance = [link.take_back() for link in tuple(self.links)]
+        return [*filter(None, in_advance), *super().all_pending()]
 
     def bring(self) -> bool:
         for link in self.links:
