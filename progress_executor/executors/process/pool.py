@@ -42,6 +42,7 @@ class Workers(Crew[ProcessFuture]):
         self.forker: Forker | None = None
         self._forks = context.get_start_method(allow_none=False) == "fork"
         self._unserved: list[Link] = []
+        self._launching = False  # a signal handler may submit in the midst of it
 
     def put(self, future: ProcessFuture) -> None:
         if self._forks and not self.links and not self.closed:
@@ -51,10 +52,11 @@ class Workers(Crew[ProcessFuture]):
     def _fork_all(self) -> None:
         """As in the standard library, fork all workers before there are threads here that could hold a lock meanwhile."""
         with SigintDeferred(), self._lock:
-            if self.links:
+            if self.links or self._launching:
                 return
             links = [Link(self) for _ in range(self.size)]
             forker = None
+            self._launching = True
             try:
                 forker = Forker(self, MEMORY_SIZE)
                 for link in links:
@@ -65,16 +67,24 @@ class Workers(Crew[ProcessFuture]):
                 if forker is not None:
                     forker.close()
                 raise
+            finally:
+                self._launching = False
             self.links, self._unserved, self.forker = links, links.copy(), forker
             for _ in links:
                 self.grow()
 
     def grow(self) -> None:
         with SigintDeferred(), self._lock:
+            if self._launching:
+                return  # the thread that is started next sees what was submitted
             if len(self.links) <= len(self.threads) < self.size:
                 # Not in the thread: who has submitted finds the process in `_processes`, or is told why there is none.
                 link = Link(self)
-                link.launch()
+                self._launching = True
+                try:
+                    link.launch()
+                finally:
+                    self._launching = False
                 self.links.append(link)
                 self._unserved.append(link)
             super().grow()
