@@ -103,8 +103,13 @@ class Forker:
             self._requests, theirs = socket.socketpair()
             _ends.update((self._requests, theirs))
         arguments = (theirs, size, workers.initializer, workers.initargs)
-        self._process = _started(workers.context, fork_on_request, arguments, [theirs])
-        _close([theirs])
+        try:
+            self._process = _started(workers.context, fork_on_request, arguments, [theirs])
+        except BaseException:
+            _close([self._requests])
+            raise
+        finally:
+            _close([theirs])
         self._requesting = threading.Lock()
 
     def fork(self, ends: list[Connection], memory: SharedMemory) -> ForkedWorker:
