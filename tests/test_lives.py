@@ -36,7 +36,7 @@ from . import jobs
 from .conftest import DEADLINE, KINDS, LOCAL, POOLS, START_METHODS, make_executor, open_gate, until
 
 WORKERS = 2
-OVERTAKES = 3 * WORKERS
+OVERTAKES = 6 * WORKERS
 """How many tasks may start before an earlier one that was given to a worker in advance."""
 
 

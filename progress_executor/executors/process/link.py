@@ -3,19 +3,21 @@
     thread of the caller              worker process
     takes a task from the queue
     pickles it, sends it  ----------> begins, says so in its slot; looks whether it was cancelled or taken back
-    sends the next one in advance     writes n, total, status ..... state and callbacks read them
+    sends the next in advance         writes n, total, status ..... state and callbacks read them
     unpickles the outcome <---------- pickles the value, or what was raised; goes on with the next one
     ends the future
 
-One task runs. One more is sent in advance if it is plain and small, so that the worker need not wait while the caller is
-busy. It is pending until the other has ended: it is taken back when it is cancelled, when another worker is idle, and when
-its own worker has died.
+One task runs. More are sent in advance if they are plain and small, so that the worker need not wait while the caller is
+busy: one, or several together where tasks take little time, which share the cost of sending, reading and waking. They are
+pending until their turn has come: they are taken back when they are cancelled, when another worker is idle, and when their
+own worker has died.
 """
 
 import logging
 import signal
 import threading
 from asyncio import CancelledError
+from collections import deque
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from math import inf
@@ -35,8 +37,12 @@ from .wire import FAILED, READY, SKIPPED, SMALL, TAKES_PROGRESS, Message, messag
 if TYPE_CHECKING:
     from .pool import Workers
 
-_PLACES = 3
-"""Slots of a worker: for the task that runs, the next one, and the one whose end is being told."""
+IN_ADVANCE = 4
+"""How many tasks are sent together at most."""
+_LITTLE = 0.02
+"""Seconds in which a worker has done with what it was sent, if it is sent several tasks together."""
+_PLACES = IN_ADVANCE + 2
+"""Slots of a worker: for those, for the task that runs, and for the one whose end is being told."""
 MEMORY_SIZE = _PLACES * SLOT_SIZE
 _PATIENCE = 1.0
 """Seconds for a worker to end by itself after it has closed its pipes."""
@@ -110,7 +116,8 @@ class Link:
         self._again: _Given | None = None  # a task that has not begun though it was to run
         self._lock = threading.RLock()  # for what follows; a finalizer may cancel
         self._running: _Given | None = None
-        self._next: _Given | None = None  # given in advance
+        self._next: deque[_Given] = deque()  # given in advance
+        self._gave_at = -inf
         self._killed: _Given | None = None  # for which the process was killed
 
     @property
@@ -217,33 +224,41 @@ class Link:
             if attached:
                 self._running = given
         if attached:
-            self._send(given)
+            packet = given.packet
+            assert packet is not None
+            if len(packet) > SMALL:
+                given.packet = None
+            self._send(packet)
+            del packet
             self._give_in_advance()
         else:  # it was cancelled meanwhile
             given.future.set_exception(CancelledError())
 
     def _give_in_advance(self) -> None:
-        """Send the worker, which runs a task, the next one, if that is plain."""
-        workers = self._workers
-        if self._count == workers.max_tasks or (future := workers.take_plain()) is None:
-            return
-        try:
-            given = _Given(future)
-        except BaseException as error:
-            if future.set_running_or_notify_cancel():
-                future.set_exception(error)
-            del future  # the traceback holds this frame
-            return
-        with self._lock:
-            if self._killed is not None or len(given.packet or ()) > SMALL:
-                workers.put_back(future)
-                return
-            attached = self._attach(given)
-            if attached:
-                self._next = given
-        if attached:
-            self._send(given)
-            workers.wake_one()  # who is idle takes it back
+        """Send the worker, which runs a task and has no other, the next ones if they are plain."""
+        workers, now, packets, size = self._workers, monotonic(), [], 0
+        most = IN_ADVANCE if now - self._gave_at < _LITTLE else 1
+        self._gave_at = now
+        while len(packets) < most and self._count != workers.max_tasks and (future := workers.take_plain()) is not None:
+            try:
+                given = _Given(future)
+            except BaseException as error:
+                if future.set_running_or_notify_cancel():
+                    future.set_exception(error)
+                del future  # the traceback holds this frame
+                continue
+            assert given.packet is not None
+            size += len(given.packet)
+            with self._lock:
+                if self._killed is not None or size > SMALL:
+                    workers.put_back(future)
+                    break
+                if self._attach(given):
+                    self._next.append(given)
+                    packets.append(given.packet)
+        if packets:
+            self._send(packets[0] if len(packets) == 1 else b"".join(packets))
+            workers.wake_one()  # who is idle takes one back
 
     def _attach(self, given: _Given) -> bool:
         """Give the task a slot; False if it was cancelled."""
@@ -257,14 +272,12 @@ class Link:
         self._count += 1
         return True
 
-    def _send(self, given: _Given) -> None:
-        packet = given.packet
-        assert packet is not None
+    def _send(self, packet: Message) -> None:
         assert self._launched is not None
-        if len(packet) > SMALL:
-            given.packet = None
-        with suppress(OSError):  # the worker has died: `_receive` tells
+        try:
             self._launched.send(packet)
+        except OSError:  # the worker has died: `_receive` tells
+            pass
 
     def _receive(self) -> Message | None:
         """The worker's next answer; None if it has died, or its answer is too large for this process."""
@@ -281,11 +294,11 @@ class Link:
             self._bury()
             return
         with self._lock:
-            given, self._running, self._next = self._running, self._next, None
+            given, self._running = self._running, self._next.popleft() if self._next else None
             begins = None if self._running is None else self._running.future
         if begins is not None:
             begins.set_running_or_notify_cancel()
-        if self._running is not None:
+        if self._running is not None and not self._next:
             self._give_in_advance()  # first: the worker does not wait for those who are told of the other one
         assert given is not None
         future = given.future
@@ -329,22 +342,29 @@ class Link:
         return process.pid, process.exitcode
 
     def _bury(self) -> None:
-        """The worker has died: its task fails, and the one that was given in advance goes to another worker."""
+        """The worker has died: its task fails, and those that were given in advance go to other workers."""
         pid, exitcode = self._reap()
         with self._lock:
-            running, killed, back = self._running, self._killed, self.take_back()
-            self._running = self._next = self._killed = None
-        if back is not None:
-            self._workers.put_back(back)
-        future = None if running is None else running.future
-        if running is None or future is None:
-            return
-        task, begun = future._task, running.slot.started_at is not None
+            back = [*iter(self.take_back, None)]
+            lost = [given for given in (self._running, *self._next) if given is not None]
+            killed, self._killed, self._running = self._killed, None, None
+            self._next.clear()
+        for future in reversed(back):
+            self._workers.put_back(future)
+        for given in lost:
+            if given.future is not None:
+                self._lose(given, given is killed, pid, exitcode)
+
+    def _lose(self, given: _Given, killed: bool, pid: int, exitcode: int | None) -> None:
+        """End the future of a task whose worker has died, unless it can be given to another one."""
+        future = given.future
+        assert future is not None
+        task, begun = future._task, given.slot.started_at is not None
         task.broken = True
-        if killed is running or (task.cancel_requested and not begun):
+        if killed or (task.cancel_requested and not begun):
             future.set_exception(CancelledError())
-        elif not begun and running.packet is not None and running.tries < _TRIES:
-            self._again = running
+        elif not begun and given.packet is not None and given.tries < _TRIES:
+            self._again = given
         else:
             state = task.snapshot()
             where = f"at n={state['n']}, total={state['total']}, status={state['status']!r}"
@@ -355,41 +375,42 @@ class Link:
     # In any thread
 
     def take_back(self, task: Task | None = None) -> ProcessFuture | None:
-        """The future of the task that was given in advance, which is pending again; None if there is none, or it has begun.
+        """The future of the first task that was given in advance and has not begun, which is pending again; None if none is.
 
         With `task`, only if it is that one.
         """
         with self._lock:
-            given = self._next
-            if given is None or given.future is None or (task is not None and given.future._task is not task):
-                return None
-            if not given.slot.take_back():
-                return None
-            future, given.future = given.future, None
-            future._task.detach()
-            return future
+            for given in self._next:
+                future = given.future
+                if future is None or (task is not None and future._task is not task) or not given.slot.take_back():
+                    continue
+                given.future = None
+                future._task.detach()
+                return future
+            return None
 
     @property
     def waiting(self) -> float:
-        """The number of the task that was given in advance; infinite if there is none."""
-        given = self._next
-        future = None if given is None else given.future
-        return inf if future is None else future._task.number
+        """The number of the first task that was given in advance; infinite if there is none."""
+        for given in tuple(self._next):
+            if (future := given.future) is not None:
+                return future._task.number
+        return inf
 
     def kill(self, task: Task) -> bool:
         """Kill the process if it runs this task; False if that is being given to a worker just now."""
         with self._lock:
-            running, following = self._running, self._next
+            running = self._running
             if running is None or running.future is None or running.future._task is not task:
                 return task.finished
-            back = self.take_back()
-            if following is not None and following.future is not None:
-                return True  # that one has begun, so the task has ended
-            self._killed = running
-            if self._launched is not None:
-                self._launched.process.kill()
-        if back is not None:
-            self._workers.put_back(back)
+            back = [*iter(self.take_back, None)]
+            if all(given.future is None for given in self._next):
+                self._killed = running
+                if self._launched is not None:
+                    self._launched.process.kill()
+            # else one of those has begun, so the task has ended
+        for future in reversed(back):
+            self._workers.put_back(future)
         return True
 
     def kill_unready(self) -> None:

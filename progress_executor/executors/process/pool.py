@@ -12,12 +12,12 @@ from ...interrupts import SigintDeferred
 from ...tasks import Call
 from ..crew import Crew, PoolExecutor, check_initializer, checked_max_workers, processors
 from .launch import Forker
-from .link import MEMORY_SIZE, Link
+from .link import IN_ADVANCE, MEMORY_SIZE, Link
 from .task import ProcessFuture, ProcessTask, checked_kill_after, is_plain
 
 _DEATHS = 3
 """How many workers in a row may die before they are ready."""
-_OVERTAKES = 2
+_OVERTAKES = IN_ADVANCE + 1
 """By how many tasks per worker one that was given in advance may be overtaken, and one more before that is seen."""
 
 
@@ -117,8 +117,8 @@ class Workers(Crew[ProcessFuture]):
         return None
 
     def all_pending(self) -> list[ProcessFuture]:
-        in_advance = [link.take_back() for link in tuple(self.links)]
-        return [*filter(None, in_advance), *super().all_pending()]
+        in_advance = [future for link in tuple(self.links) for future in iter(link.take_back, None)]
+        return [*in_advance, *super().all_pending()]
 
     def bring(self) -> bool:
         for link in self.links:
