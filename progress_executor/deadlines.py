@@ -9,10 +9,10 @@ import math
 import os
 import threading
 from time import monotonic, time
-from typing import cast
+from typing import Protocol, cast
 from weakref import WeakKeyDictionary
 
-from .delivery import INTERVAL, Board, Runnable, logger
+from .delivery import INTERVAL, Board, logger
 from .interrupts import SafeCondition, SigintDeferred
 from .state import PAUSED, ProgressState
 from .tasks import Task
@@ -33,7 +33,15 @@ def set_deadline(task: Task, timeout: float | None, stall: float | None, kill_af
         _timer.set(task, None if none else _Deadline(task, timeout, stall, kill_after))
 
 
-def kill_later(task: Runnable, seconds: float | None) -> None:
+class Killable(Protocol):
+    """What can be killed until it has finished; `kill` gives False if it has to be called again."""
+
+    @property
+    def finished(self) -> bool: ...
+    def kill(self) -> bool: ...
+
+
+def kill_later(task: Killable, seconds: float | None) -> None:
     """Have the task, which was asked to stop, killed if it still runs after so many seconds; None: never."""
     if seconds is not None:
         _timer.kill(task, monotonic() + seconds)
@@ -119,7 +127,7 @@ class _Timer:
     def __init__(self) -> None:
         self._lock = SafeCondition()
         self._boards: WeakKeyDictionary[Board, WeakKeyDictionary[Task, _Deadline]] = WeakKeyDictionary()
-        self._kills: WeakKeyDictionary[Runnable, float] = WeakKeyDictionary()
+        self._kills: WeakKeyDictionary[Killable, float] = WeakKeyDictionary()
         self._thread: threading.Thread | None = None
         self._news = False
         self._looked = -math.inf
@@ -132,7 +140,7 @@ class _Timer:
             self._boards.setdefault(task.board, WeakKeyDictionary())[task] = deadline
             self._wake()
 
-    def kill(self, task: Runnable, when: float) -> None:
+    def kill(self, task: Killable, when: float) -> None:
         with SigintDeferred(), self._lock:
             self._kills[task] = min(when, self._kills.get(task, when))
             self._wake()
@@ -180,8 +188,11 @@ class _Timer:
                 self._thread = None
                 return None
         for task in due:
-            if not task.kill():
-                self.kill(task, monotonic() + _AGAIN)
+            try:
+                if not task.kill():
+                    self.kill(task, monotonic() + _AGAIN)
+            except Exception:
+                logger.exception("%r could not be killed", task)
         for task, deadline in running:
             seconds, passed = deadline.look(task, before)
             pause = min(pause, seconds)
@@ -189,9 +200,9 @@ class _Timer:
                 self._stop(task, deadline, passed)
         return pause
 
-    def _due_kills(self) -> tuple[list[Runnable], float]:
+    def _due_kills(self) -> tuple[list[Killable], float]:
         """The tasks that are to be killed now, and in how many seconds the next one is."""
-        due: list[Runnable] = []
+        due: list[Killable] = []
         pause, now = _AT_MOST, monotonic()
         for task, when in list(self._kills.items()):
             if task.finished or when <= now:

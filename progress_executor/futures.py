@@ -230,15 +230,20 @@ class ProgressFuture(Watchable, Future[T]):
 
         There it is the worker that tells them when it comes across the work item, and nobody if the executor drops it.
         """
-        kept = self._task.call, self._task.keeps  # must not end, and run anybody's code, under the lock
-        with SigintDeferred(), self._condition:
-            if self._state != PENDING:
+        task = self._task
+        kept = task.call, task.keeps  # must not end, and run anybody's code, under the locks
+        with SigintDeferred():
+            while self._state == PENDING:
+                if not task.withdraw():  # without the locks, which its worker's thread takes behind its own
+                    return False
+                with task.board.lock, self._condition:
+                    if self._state == PENDING and task.link is None:  # else it was given in advance since
+                        task.reason = msg
+                        task.finish(status.CANCELLED)  # first: who sees that the future is cancelled finds the final state
+                        self._become_cancelled()
+                        break
+            else:
                 return self._state == CANCELLED_AND_NOTIFIED
-            if not self._task.withdraw():
-                return False
-            self._task.reason = msg
-            self._task.finish(status.CANCELLED)  # first: who sees that the future is cancelled finds the final state
-            self._become_cancelled()
         self._invoke_callbacks()
         del kept
         return True
@@ -250,12 +255,12 @@ class ProgressFuture(Watchable, Future[T]):
         self._condition.notify_all()
 
     def set_running_or_notify_cancel(self) -> bool:
-        """For executors: False if the task must not run."""
+        """For executors: False if the task must not run, for it was cancelled, or somebody else has ended the future."""
         with self._condition:
             if self._state == PENDING:
                 self._state = RUNNING
                 return True
-            return self._state != CANCELLED_AND_NOTIFIED and super().set_running_or_notify_cancel()
+            return self._state not in (CANCELLED_AND_NOTIFIED, FINISHED) and super().set_running_or_notify_cancel()
 
     def cancel_requested(self) -> bool:
         """Whether `cancel()` was called, or a deadline passed, while that could still have an effect."""
@@ -321,6 +326,16 @@ class ProgressFuture(Watchable, Future[T]):
             self._task.broken |= isinstance(exception, BrokenExecutor)
             self._task.finish(status.DONE if exception is None else status.FAILED)
             super().set_exception(exception)
+
+    def _end(self, value: Any = None, error: BaseException | None = None) -> None:
+        """For pools: set what came out. Logs it if somebody else has done so, or a done callback raises SystemExit."""
+        try:
+            if error is None:
+                self.set_result(value)
+            else:
+                self.set_exception(error)
+        except BaseException:
+            logging.getLogger("concurrent.futures").exception("%r could not be ended", self)
 
     def _run(self) -> None:
         """For executors: run the task in this thread, to its end."""

@@ -88,8 +88,11 @@ class Task:
         """In a forked child, which may look at it: nothing that is done to it there reaches the task of the parent."""
 
     lazy = False
-    """Whether it runs only when somebody waits for it, in that thread; then `number` is its place in the order."""
+    """Whether it runs only when somebody waits for it, in that thread."""
     number = 0
+    """Its place in the order of submission, where that is looked at."""
+    link: Any = None
+    """To the worker process that it was given to, if it was."""
 
     def run_here(self) -> None:
         """Run in the calling thread, if it is lazy and nobody else took it."""

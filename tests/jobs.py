@@ -564,6 +564,18 @@ def report_pid_and_wait(gate, progress):
     progress.update()
 
 
+def leave_a_thread_that_sleeps():
+    """One that the end of the process waits for."""
+    threading.Thread(target=time.sleep, args=(60,)).start()
+    return os.getpid()
+
+
+def stop_when_done():
+    """The process stops when it has told the value."""
+    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGSTOP)).start()
+    return os.getpid()
+
+
 def kill_oneself():
     os.kill(os.getpid(), signal.SIGKILL)
 

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from functools import partial
-from itertools import chain, islice
+from itertools import islice
 from time import monotonic
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
@@ -122,7 +122,7 @@ class ProgressExecutor(Executor):
         On processes, `chunksize` items are one task, and `progress`, if `fn` takes it, is that of the whole chunk. With
         `buffersize`, only so many tasks are submitted before their values are asked for.
         """
-        if chunksize < 1:
+        if chunksize < 1 and self._takes_chunks:
             raise ValueError("chunksize must be >= 1.")
         if buffersize is not None and not isinstance(buffersize, int):
             raise TypeError("buffersize must be an integer or None")
@@ -134,7 +134,7 @@ class ProgressExecutor(Executor):
         with_progress = takes_progress((fn, (None,) * len(iterables), {}))
         run_chunk = partial(run_chunk_with_progress if with_progress else run_chunk_without, fn)
         chunks = ((chunk,) for chunk in iter(lambda: list(islice(calls, chunksize)), []))
-        return chain.from_iterable(map(_taken_out, self._map(run_chunk, chunks, timeout, buffersize)))
+        return _flattened(self._map(run_chunk, chunks, timeout, buffersize))
 
     _takes_chunks = False
 
@@ -204,7 +204,11 @@ class ProgressExecutor(Executor):
     def _pending(self) -> Iterable[Callable[[], object]]:
         """What cancels each of the tasks that are not running."""
 
+    def _check_leaving(self) -> None:
+        """RuntimeError if this thread cannot wait for the end."""
+
     def _leave(self) -> None:
+        self._check_leaving()
         self._close()
         while not self._end.wait(self._pause()):
             self._board.pump()
@@ -295,6 +299,7 @@ class ProgressExecutor(Executor):
     async def _leave_in_loop(self) -> list[BaseException]:
         """Like `_leave`, but for an event loop; if cancelled itself, it cancels all tasks; returns what to raise then."""
         interrupts: list[BaseException] = []
+        self._check_leaving()
         self._close()
         while not self._end.reached:
             self._board.pump()
@@ -318,11 +323,12 @@ def _value_or_cancel(futures: "deque[ProgressFuture[T]]", end: float | None) -> 
         del future  # the traceback of what it has raised holds this frame
 
 
-def _taken_out(values: list[T]) -> Iterator[T]:
-    """They; nothing here keeps one alive that was given out."""
-    values.reverse()
-    while values:
-        yield values.pop()
+def _flattened(chunks: Iterator[list[T]]) -> Iterator[T]:
+    """The items of the lists; nothing here keeps one alive that was given out."""
+    for values in chunks:
+        values.reverse()
+        while values:
+            yield values.pop()
 
 
 def run_chunk_without(fn: Callable[..., T], chunk: list[tuple[Any, ...]]) -> list[T]:

@@ -4,6 +4,8 @@ To submit is one step, an append, so that Ctrl-C before or after it is harmless;
 the midst of anything here, and submit. The threads hold the crew and not the executor, which may be dropped.
 """
 
+import logging
+import operator
 import os
 import threading
 import weakref
@@ -24,28 +26,30 @@ F = TypeVar("F", bound=ProgressFuture[Any])
 
 
 class Crew(Generic[F]):
-    """Up to `size` threads, each of which runs `work()`, which takes futures with `take()` until that gives None.
+    """Up to `size` threads, each of which takes futures with `take()` until that gives None.
 
-    One more is started when more futures are pending than threads are idle.
+    One more is started when more futures are pending than threads are free.
     """
 
     def __init__(self, size: int, name: str) -> None:
         self.size = size
         self.pending: deque[F] = deque()
-        self.threads: set[threading.Thread] = set()
+        self.threads: set[threading.Thread] = set()  # those that have ended, too
         self.end = End()
         self.closed = False
         self.broken: BrokenExecutor | None = None
         self._name = name
         self._serving: set[threading.Thread] = set()  # those that will look again at what is pending
-        self._over = 0  # how many threads have ended
         self._starting: set[threading.Thread] = set()  # those that have not asked for a future yet
+        self._over = 0  # how many threads have ended
+        self._growing = False  # a signal handler may submit in the midst of it
         self._idle: list[None] = []  # one for each thread that waits
         self._wake: SimpleQueue[None] = SimpleQueue()
         self._lock = threading.RLock()
 
     @abstractmethod
-    def work(self) -> None: ...
+    def next_work(self) -> Callable[[], object]:
+        """What one more thread is to do."""
 
     def put(self, future: F) -> None:
         """Have the task of `future` run; RuntimeError if the crew is closed, or broken."""
@@ -54,14 +58,20 @@ class Crew(Generic[F]):
         self.pending.append(future)
         try:
             self._see_to_it()
-        except BaseException:  # no thread, or no process, could be started: who submits is told so
-            with suppress(ValueError):
-                self.pending.remove(future)
+        except BaseException as error:  # no thread, or no process, could be started: who submits is told so
+            self._take_out(future)
+            if not self._serving:
+                self._fail_pending(error)  # what a signal handler has submitted meanwhile
             raise
-        if self.closed and not self._serving:  # since just now: nobody looks any more
-            with suppress(ValueError):
-                self.pending.remove(future)
-                self._refuse()
+        if self.closed and not self._serving and self._take_out(future):  # since just now: nobody looks any more
+            self._refuse()
+
+    def _take_out(self, future: F) -> bool:
+        with suppress(ValueError):
+            self.pending.remove(future)
+            self._end_if_over()
+            return True
+        return False
 
     def _refuse(self) -> NoReturn:
         after = "interpreter shutdown" if base.program_ends else "shutdown"
@@ -74,16 +84,27 @@ class Crew(Generic[F]):
     def put_back(self, future: F) -> None:
         """Have it run before all that is pending."""
         self.pending.appendleft(future)
-        self._see_to_it()
+        self._try(self._see_to_it)
+
+    def is_needed(self) -> bool:
+        """Whether there may be something to do, but for what has begun."""
+        return not self.closed or not all(future.done() for future in tuple(self.pending))
 
     def _see_to_it(self) -> None:
-        if self._idle:
-            self._wake.put(None)
+        self.wake_one()
         if self._is_too_small():
             self.grow()
 
     def _is_too_small(self) -> bool:
-        return len(self.threads) < self.size and len(self.pending) > len(self._idle) + len(self._starting)
+        return len(self._serving) < self.size and len(self.pending) > len(self._idle) + len(self._starting)
+
+    def _try(self, grow: Callable[[], object]) -> None:
+        """Grow where nobody can be told that it fails: then fewer threads do the work, or it fails if there is none."""
+        try:
+            grow()
+        except Exception as error:
+            if not self._serving:
+                self._fail_pending(error)
 
     def wake_one(self) -> None:
         """Have an idle thread, if there is one, look around."""
@@ -93,18 +114,23 @@ class Crew(Generic[F]):
     def grow(self) -> None:
         """Start one more thread."""
         with SigintDeferred(), self._lock:  # nobody would wait for a thread that was started and not noted
-            if len(self.threads) >= self.size:
+            if self._growing or len(self._serving) >= self.size or self.end.reached:
                 return
-            thread = threading.Thread(target=self._run, name=f"{self._name}_{len(self.threads)}", daemon=False)
+            self._growing = True
             sets = self.threads, self._serving, self._starting
             try:
+                name = f"{self._name}_{len(self.threads)}"
+                thread = threading.Thread(target=self._run, args=(self.next_work(),), name=name, daemon=False)
                 for threads in sets:
                     threads.add(thread)
-                thread.start()
-            except BaseException:
-                for threads in sets:
-                    threads.discard(thread)
-                raise
+                try:
+                    thread.start()
+                except BaseException:
+                    for threads in sets:
+                        threads.discard(thread)
+                    raise
+            finally:
+                self._growing = False
 
     def take(self) -> F | None:
         """The next future; waits for one, and gives None when the crew is closed and none is left."""
@@ -116,7 +142,7 @@ class Crew(Generic[F]):
             except IndexError:  # another thread was faster
                 continue
             if self._is_too_small():
-                self.grow()  # who submitted may have taken this thread for an idle one
+                self._try(self.grow)  # who submitted may have taken this thread for a free one
             return future
         return None
 
@@ -125,9 +151,9 @@ class Crew(Generic[F]):
         if self.closed:
             thread = threading.current_thread()
             self._serving.discard(thread)
-            if not self.pending and not self.bring():
+            if not self.bring() and not self.pending:
                 return False
-            self._serving.add(thread)  # `put` may have relied on it
+            self._serving.add(thread)
             return True
         self._idle.append(None)
         try:
@@ -151,38 +177,46 @@ class Crew(Generic[F]):
         for _ in range(self.size):
             self._wake.put(None)
         if self.pending and not self._serving:  # Ctrl-C came between the steps of `put`
-            self.grow()
+            self._try(self.grow)
         self._end_if_over()
 
     def break_down(self, error: BrokenExecutor) -> None:
         """Fail all that is pending, and take no more."""
         self.broken = error  # first: who is refused is told why
         self.close()
-        self._fail_pending()
+        self._fail_pending(error)
 
-    def _fail_pending(self) -> None:
+    def _fail_pending(self, error: BaseException) -> None:
         with suppress(IndexError):
             while True:
                 future = self.pending.popleft()
                 if future.set_running_or_notify_cancel():
-                    future.set_exception(self.error())
+                    future._end(error=self.error() or error)
 
-    def _run(self) -> None:
+    def _run(self, work: Callable[[], object]) -> None:
         try:
-            self.work()
+            work()
+        except BaseException as error:
+            logging.getLogger("concurrent.futures").critical("Exception in worker", exc_info=True)
+            self.break_down(BrokenExecutor(f"a thread of the pool has failed: {error!r}"))
         finally:
-            with self._lock:
-                self._serving.discard(threading.current_thread())
-                self._starting.discard(threading.current_thread())
-                self._over += 1
+            thread = threading.current_thread()
+            self._serving.discard(thread)
+            self._starting.discard(thread)
             if self.broken is not None:  # what `put` left there meanwhile
-                self._fail_pending()
+                self._fail_pending(self.broken)
+            elif self.pending:  # what was put back meanwhile
+                self._try(self._see_to_it)
+            with self._lock:
+                self._over += 1
             self._end_if_over()
 
     def _end_if_over(self) -> None:
-        if self.closed and self._over == len(self.threads) and not self.pending:
-            self.clean_up()
-            self.end.reach()
+        if self.closed and self._over == len(self.threads):  # else the lock may be held for long
+            with self._lock:  # in which a thread is started
+                if self._over == len(self.threads) and not self.pending:
+                    self.clean_up()
+                    self.end.reach()
 
     def clean_up(self) -> None:
         """Called when all threads have ended, before anybody hears of it."""
@@ -204,10 +238,9 @@ class PoolExecutor(ProgressExecutor):
         self._crew.put(future)
         return future
 
-    def _leave(self) -> None:
+    def _check_leaving(self) -> None:
         if threading.current_thread() in self._crew.threads:
             raise RuntimeError("what runs in a thread of an executor cannot wait for that executor's end")
-        super()._leave()
 
     def _clean_up(self) -> None:
         for thread in tuple(self._crew.threads):
@@ -236,10 +269,12 @@ def processors() -> int:
 
 
 def checked_max_workers(max_workers: int | None, default: int) -> int:
-    """ValueError if it is not positive."""
-    if max_workers is not None and max_workers <= 0:
+    """TypeError if it is no integer, ValueError if it is not positive."""
+    if max_workers is None:
+        return default
+    if operator.index(max_workers) <= 0:
         raise ValueError("max_workers must be greater than 0")
-    return default if max_workers is None else max_workers
+    return max_workers
 
 
 def check_initializer(initializer: object) -> None:

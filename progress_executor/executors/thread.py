@@ -11,6 +11,7 @@ from ..futures import ProgressFuture
 from ..tasks import Call, Task
 from .crew import Crew, PoolExecutor, check_initializer, checked_max_workers, processors
 
+_logger = logging.getLogger("concurrent.futures")
 _numbers = itertools.count()
 
 
@@ -21,21 +22,27 @@ class _Threads(Crew[ProgressFuture[Any]]):
         super().__init__(size, name)
         self._initializer, self._initargs = initializer, initargs
 
-    def work(self) -> None:
+    def next_work(self) -> Callable[[], object]:
+        return self._work
+
+    def _work(self) -> None:
         if self._initializer is not None:
             try:
                 self._initializer(*self._initargs)
             except BaseException:
-                logging.getLogger("concurrent.futures").critical("Exception in initializer:", exc_info=True)
+                _logger.critical("Exception in initializer:", exc_info=True)
                 self.break_down(BrokenThreadPool("A thread initializer failed, the thread pool is not usable anymore"))
                 return
         while (future := self.take()) is not None:
             if future.set_running_or_notify_cancel():
-                future._run()
+                try:
+                    future._run()
+                except BaseException:  # a done callback raised SystemExit, or somebody else has ended the future
+                    _logger.critical("Exception in worker", exc_info=True)
             del future  # or it would live until the next one comes
 
 
-class ThreadPoolProgressExecutor(PoolExecutor, ThreadPoolExecutor):
+class ThreadPoolProgressExecutor(PoolExecutor, ThreadPoolExecutor):  # type: ignore[misc]  # _broken
     """A `concurrent.futures.ThreadPoolExecutor`, with all its arguments, whose futures have progress.
 
     Its threads and its queue are its own: of the standard library's it is a subclass because asyncio's

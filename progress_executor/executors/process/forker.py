@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from multiprocessing import connection
@@ -22,21 +23,31 @@ from .worker import set_signals, work
 class ForkedWorker:
     """A worker that is no child of this process: what is needed of a `multiprocessing.Process`."""
 
-    def __init__(self, requests: socket.socket, ends: Iterable[Connection], memory: SharedMemory) -> None:
+    def __init__(
+        self,
+        requests: socket.socket,
+        ends: Iterable[Connection],
+        memory: SharedMemory,
+        status: Connection,
+        theirs: Connection,
+    ) -> None:
         """Have one forked by the process at the other end of `requests`. OSError if that has ended."""
-        self._status, theirs = multiprocessing.Pipe(duplex=False)
-        with theirs:
-            socket.send_fds(requests, [b"+"], [*(end.fileno() for end in (*ends, theirs)), memory.handle])
+        self.status = status
+        self._lock = threading.Lock()
+        socket.send_fds(requests, [b"+"], [*(end.fileno() for end in (*ends, theirs)), memory.handle])
+        theirs.close()  # or its end would not be seen
         try:
-            self.pid: int = self._status.recv()
+            self.pid: int = status.recv()
         except EOFError:
             raise OSError("the process that forks workers has ended") from None
         self.exitcode: int | None = None
 
     def join(self, timeout: float | None = None) -> None:
-        if self.exitcode is None and self._status in connection.wait([self._status], timeout):
-            with suppress(EOFError, OSError):  # who would tell has ended, too
-                self.exitcode = self._status.recv()
+        with suppress(EOFError, OSError):  # who would tell has ended, too; or nobody asks any more
+            connection.wait([self.status], timeout)
+            with self._lock:  # or of two threads only one would hear of it
+                if self.exitcode is None and self.status.poll():
+                    self.exitcode = self.status.recv()
 
     def is_alive(self) -> bool:
         self.join(0)

@@ -4,6 +4,7 @@ A worker sees by the end of a pipe that its caller has ended, and the caller tha
 holds the other end of the pipe, so whoever is forked, another worker or a process of the user's, closes those it inherits.
 """
 
+import multiprocessing
 import multiprocessing.process
 import operator
 import os
@@ -55,7 +56,7 @@ if hasattr(os, "register_at_fork"):
 class Launched(NamedTuple):
     """A worker process, and what sends to it and receives from it."""
 
-    process: Any
+    process: Any  # what is needed of a `multiprocessing.Process`
     send: Callable[[Message], object]
     receive: Callable[[], Message]
     ends: list[Connection]
@@ -65,7 +66,7 @@ class Launched(NamedTuple):
         _close(self.ends[:2])
 
     def close(self) -> None:
-        """Close the last pipe, too, which kills a worker that has not ended."""
+        """Close the other pipes, too, which kills a worker that has not ended."""
         _close(self.ends)
 
 
@@ -83,6 +84,7 @@ def launch(workers: "Workers", memory: SharedMemory) -> Launched:
             theirs.append(reader if caller_writes else writer)
         if workers.forker is not None:
             process = workers.forker.fork(theirs, memory)
+            ours.append(process.status)
         else:
             arguments = (*theirs, memory, workers.initializer, workers.initargs)
             process = _started(workers.context, work, arguments, theirs)
@@ -113,8 +115,17 @@ class Forker:
         self._requesting = threading.Lock()
 
     def fork(self, ends: list[Connection], memory: SharedMemory) -> ForkedWorker:
-        with self._requesting:
-            return ForkedWorker(self._requests, ends, memory)
+        with _lock:
+            status = multiprocessing.Pipe(duplex=False)
+            _ends.update(status)
+        try:
+            with self._requesting:
+                return ForkedWorker(self._requests, ends, memory, *status)
+        except BaseException:
+            _close([status[0]])
+            raise
+        finally:
+            _close([status[1]])
 
     def close(self) -> None:
         """Have it end."""
@@ -123,10 +134,10 @@ class Forker:
 
 
 def _close(ends: list[Any]) -> None:
-    with _lock:
+    with _lock:  # who is forked before has them, and knows them
+        for end in ends:
+            end.close()
         _ends.difference_update(ends)
-    for end in ends:
-        end.close()
 
 
 def _started(context: Any, target: Callable[..., object], arguments: tuple[Any, ...], ends: list[Any]) -> Any:

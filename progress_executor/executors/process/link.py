@@ -13,7 +13,6 @@ pending until their turn has come: they are taken back when they are cancelled, 
 own worker has died.
 """
 
-import logging
 import signal
 import threading
 from asyncio import CancelledError
@@ -26,13 +25,14 @@ from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
 from ..._speedups._layout import SLOT_SIZE
+from ...interrupts import call_each
 from ...slots import Slot
 from ...state import ProgressState
 from ...tasks import Task, takes_progress
 from .launch import Launched, launch
 from .memory import SharedMemory
-from .task import ProcessFuture, ProcessTask
-from .wire import FAILED, READY, SKIPPED, SMALL, TAKES_PROGRESS, Message, message, outcome
+from .task import ProcessFuture
+from .wire import FAILED, READY, SKIPPED, SMALL, TAKES_PROGRESS, Message, message, outcome, without_frames
 
 if TYPE_CHECKING:
     from .pool import Workers
@@ -47,6 +47,8 @@ MEMORY_SIZE = _PLACES * SLOT_SIZE
 _PATIENCE = 1.0
 """Seconds for a worker to end by itself after it has closed its pipes."""
 _LOOK = 0.002
+_PAUSE = 0.3
+"""Seconds until a process is started again where none could be."""
 _TRIES = 3
 """How many workers may die before they have begun one and the same task."""
 
@@ -79,18 +81,18 @@ def _death(pid: int, exitcode: int | None) -> str:
 class _Given:
     """A task that a worker is to run; `future` is None when it was taken back."""
 
-    __slots__ = ("future", "packet", "slot", "tries")
+    __slots__ = ("future", "slot", "tries")
 
     slot: Slot
 
     def __init__(self, future: ProcessFuture) -> None:
-        """Raises what the pickling of its call does."""
         self.future: ProcessFuture | None = future
-        self.packet: memoryview | None = _pack(future._task)  # until it is sent, or for good if it is small
-        self.tries = 1
+        self.tries = 0  # how many workers it was sent to
 
 
-def _pack(task: ProcessTask) -> memoryview:
+def _packed(future: ProcessFuture) -> memoryview | None:
+    """The call of its task; None if it cannot be pickled, with which the future ends."""
+    task = future._task
     call = task.call
     if call is None:  # it was cancelled just now, and will not be sent
         return memoryview(bytearray(1))
@@ -98,10 +100,14 @@ def _pack(task: ProcessTask) -> memoryview:
     try:
         return message(TAKES_PROGRESS if task.reports else 0, call)
     except BaseException as error:
-        if isinstance(error, Exception) and not isinstance(error, (LookupError, OSError)):
-            raise
+        why = without_frames(error)
+    if not isinstance(why, Exception) or isinstance(why, (LookupError, OSError)):
         # These do not tell by themselves that it was the pickling; and an interrupt is not for who asks for the result.
-        raise PicklingError(f"cannot pickle the call: {type(error).__name__}: {error}") from error
+        cause, why = why.__cause__, PicklingError(f"cannot pickle the call: {type(why).__name__}: {why}")
+        why.__cause__ = cause
+    if future.running() or future.set_running_or_notify_cancel():
+        future._end(error=why)
+    return None
 
 
 class Link:
@@ -113,11 +119,11 @@ class Link:
         self._ready = False
         self._slots: list[Slot] = []
         self._count = 0  # how many tasks the process was given
-        self._again: _Given | None = None  # a task that has not begun though it was to run
+        self._gave_at = -inf
+        self._again: deque[_Given] = deque()  # tasks that have not begun though they were to run
         self._lock = threading.RLock()  # for what follows; a finalizer may cancel
         self._running: _Given | None = None
         self._next: deque[_Given] = deque()  # given in advance
-        self._gave_at = -inf
         self._killed: _Given | None = None  # for which the process was killed
 
     @property
@@ -145,6 +151,8 @@ class Link:
         self._slots = [Slot(memory.view[at : at + SLOT_SIZE]) for at in range(0, MEMORY_SIZE, SLOT_SIZE)]
         self._count = 0
         self._launched = launch(self._workers, memory)
+        if self._workers.stopped:  # since just now
+            self._launched.process.kill()
 
     def dismiss(self) -> None:
         """Let the worker process go, and wait for its end."""
@@ -157,41 +165,33 @@ class Link:
             self._bury()
         if not self._ready and self._is_needed():
             self._start()
-        again, self._again = self._again, None
-        if again is not None and again.future is not None:
-            if self._ready:
-                again.tries += 1
-                self._give(again)
-                return True
-            again.future.set_exception(workers.error() or CancelledError())
+        if self._again:
+            given = self._again.popleft()
+            if given.future is not None and self._ready:
+                self._give(given)
+            elif given.future is not None:
+                given.future._end(error=workers.error() or CancelledError())
+            return True
         if workers.broken is not None and not self._ready:
             return False
         future = workers.take()
         if future is None:
             return False
-        if not self._ready:  # it was submitted just as the executor was closed
+        if self._ready:
+            if future.set_running_or_notify_cancel():
+                self._give(_Given(future))
+        elif workers.stopped:
+            call_each([future._cancel_pending])
+        elif not future.done():  # it was submitted just as the executor was closed
             workers.put_back(future)
-        elif future.set_running_or_notify_cancel():
-            try:
-                given = _Given(future)
-            except BaseException as error:
-                future.set_exception(error)
-                del future  # the traceback holds this frame
-            else:
-                if len(given.packet or ()) > SMALL and not self.process.is_alive():
-                    self._reap()  # of a small one `_bury` finds that it has not begun
-                    self._again = given
-                else:
-                    self._give(given)
         return True
 
     def _is_needed(self) -> bool:
         """Whether there may be a task for the worker."""
-        future = None if self._again is None else self._again.future
-        return (
-            (future is not None and not future._task.cancel_requested)
-            or bool(self._workers.pending)
-            or not self._workers.closed
+        workers = self._workers
+        again = (given.future for given in self._again)
+        return not workers.stopped and (
+            any(future is not None and not future._task.cancel_requested for future in again) or workers.is_needed()
         )
 
     def _start(self) -> None:
@@ -202,7 +202,9 @@ class Link:
                 if self._launched is None:
                     self.launch()
             except Exception as error:
-                workers.note_death(f"no worker process could be started: {error!r}")
+                sleep(_PAUSE)
+                if not workers.ready:  # else others do the work until there is room for this one
+                    workers.note_death(f"no worker process could be started: {error!r}")
                 continue
             answer = self._receive()
             if answer is not None and answer[0] == READY:
@@ -217,56 +219,56 @@ class Link:
                 workers.note_death(f"{_death(pid, exitcode)} before it was ready")
 
     def _give(self, given: _Given) -> None:
-        """Send a task to the worker, which has none, and one more in advance."""
+        """Send a task to the worker, which has none, and more in advance."""
         assert given.future is not None
+        packet = _packed(given.future)
+        if packet is None:
+            return
         with self._lock:
-            attached = self._attach(given)
+            attached = self._attach(given, packet)
             if attached:
                 self._running = given
         if attached:
-            packet = given.packet
-            assert packet is not None
-            if len(packet) > SMALL:
-                given.packet = None
+            given.tries += 1
             self._send(packet)
-            del packet
+            del packet  # it may be large
             self._give_in_advance()
         else:  # it was cancelled meanwhile
-            given.future.set_exception(CancelledError())
+            given.future._end(error=CancelledError())
 
     def _give_in_advance(self) -> None:
         """Send the worker, which runs a task and has no other, the next ones if they are plain."""
-        workers, now, packets, size = self._workers, monotonic(), [], 0
+        workers, now, size = self._workers, monotonic(), 0
+        packets: list[Message] = []
         most = IN_ADVANCE if now - self._gave_at < _LITTLE else 1
         self._gave_at = now
         while len(packets) < most and self._count != workers.max_tasks and (future := workers.take_plain()) is not None:
-            try:
-                given = _Given(future)
-            except BaseException as error:
-                if future.set_running_or_notify_cancel():
-                    future.set_exception(error)
-                del future  # the traceback holds this frame
+            packet = _packed(future)
+            if packet is None:
                 continue
-            assert given.packet is not None
-            size += len(given.packet)
+            size += len(packet)
+            given = _Given(future)
             with self._lock:
                 if self._killed is not None or size > SMALL:
                     workers.put_back(future)
                     break
-                if self._attach(given):
+                attached = self._attach(given, packet)
+                if attached:
                     self._next.append(given)
-                    packets.append(given.packet)
+            if attached:
+                packets.append(packet)
+            else:  # it was cancelled meanwhile, or all are
+                call_each([future._cancel_pending])
         if packets:
             self._send(packets[0] if len(packets) == 1 else b"".join(packets))
             workers.wake_one()  # who is idle takes one back
 
-    def _attach(self, given: _Given) -> bool:
+    def _attach(self, given: _Given, packet: memoryview) -> bool:
         """Give the task a slot; False if it was cancelled."""
         assert given.future is not None
-        assert given.packet is not None
         place = self._count % _PLACES
         given.slot = self._slots[place].renewed()
-        given.packet[0] = given.packet[0] & TAKES_PROGRESS | place
+        packet[0] = packet[0] & TAKES_PROGRESS | place
         if not given.future._task.attach(self, given.slot):
             return False
         self._count += 1
@@ -306,19 +308,13 @@ class Link:
             return
         if answer[0] == SKIPPED:
             if future._task.cancel_requested:
-                future.set_exception(CancelledError())
-            else:  # who wanted to take it back found it begun, and it found itself taken back
-                self._again = given
+                future._end(error=CancelledError())
+            else:  # it was to be taken back, and had begun already
+                self._again.append(given)
             return
         value, error = outcome(answer)
         del answer, given  # what they hold may be large, and others are called back now
-        try:
-            if error is None:
-                future.set_result(value)
-            else:
-                future.set_exception(error)
-        except Exception:  # somebody else has ended it
-            logging.getLogger("concurrent.futures").exception("%r could not be ended", future)
+        future._end(value, error)
 
     def _reap(self, patience: float | None = _PATIENCE) -> tuple[int, int | None]:
         """Have the worker end, and forget it; its pid and exit code."""
@@ -328,7 +324,7 @@ class Link:
         launched.hang_up()
         process = launched.process
         if patience is not None:
-            # Not by a join with a timeout: it waits for ever for a process that has closed its files, and lives.
+            # A join with a timeout would wait for ever for a process that has closed its files, and lives.
             end = monotonic() + patience
             while process.is_alive() and monotonic() < end:
                 sleep(_LOOK)
@@ -345,32 +341,29 @@ class Link:
         """The worker has died: its task fails, and those that were given in advance go to other workers."""
         pid, exitcode = self._reap()
         with self._lock:
-            back = [*iter(self.take_back, None)]
+            for future in reversed([*iter(self.take_back, None)]):
+                self._workers.put_back(future)
             lost = [given for given in (self._running, *self._next) if given is not None]
             killed, self._killed, self._running = self._killed, None, None
             self._next.clear()
-        for future in reversed(back):
-            self._workers.put_back(future)
         for given in lost:
             if given.future is not None:
-                self._lose(given, given is killed, pid, exitcode)
+                self._lose(given, given.future, given is killed, pid, exitcode)
 
-    def _lose(self, given: _Given, killed: bool, pid: int, exitcode: int | None) -> None:
+    def _lose(self, given: _Given, future: ProcessFuture, killed: bool, pid: int, exitcode: int | None) -> None:
         """End the future of a task whose worker has died, unless it can be given to another one."""
-        future = given.future
-        assert future is not None
         task, begun = future._task, given.slot.started_at is not None
         task.broken = True
         if killed or (task.cancel_requested and not begun):
-            future.set_exception(CancelledError())
-        elif not begun and given.packet is not None and given.tries < _TRIES:
-            self._again = given
+            future._end(error=CancelledError())
+        elif not begun and given.tries < _TRIES and not self._workers.stopped:
+            self._again.append(given)
         else:
             state = task.snapshot()
             where = f"at n={state['n']}, total={state['total']}, status={state['status']!r}"
             error = WorkerDied(f"{_death(pid, exitcode)} while it ran this task, {where}")
             error.pid, error.exitcode, error.state = pid, exitcode, state
-            future.set_exception(error)
+            future._end(error=error)
 
     # In any thread
 
@@ -403,15 +396,20 @@ class Link:
             running = self._running
             if running is None or running.future is None or running.future._task is not task:
                 return task.finished
-            back = [*iter(self.take_back, None)]
-            if all(given.future is None for given in self._next):
+            for future in reversed([*iter(self.take_back, None)]):
+                self._workers.put_back(future)
+            if all(given.future is None for given in self._next):  # else one of those has begun, so the task has ended
                 self._killed = running
                 if self._launched is not None:
                     self._launched.process.kill()
-            # else one of those has begun, so the task has ended
-        for future in reversed(back):
-            self._workers.put_back(future)
-        return True
+            return True
+
+    def kill_idle(self) -> None:
+        """Kill a process that runs no task."""
+        with self._lock:
+            launched = self._launched
+            if launched is not None and self._running is None:
+                launched.process.kill()
 
     def kill_unready(self) -> None:
         """Kill a process that is only starting."""

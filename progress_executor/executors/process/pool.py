@@ -1,5 +1,6 @@
 """`ProcessPoolProgressExecutor`: tasks run in processes of its own, each served by a thread of the caller (`link.py`)."""
 
+import itertools
 import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -8,7 +9,7 @@ from contextlib import suppress
 from multiprocessing.context import BaseContext
 from typing import Any
 
-from ...interrupts import SigintDeferred
+from ...deadlines import kill_later
 from ...tasks import Call
 from ..crew import Crew, PoolExecutor, check_initializer, checked_max_workers, processors
 from .launch import Forker
@@ -39,66 +40,64 @@ class Workers(Crew[ProcessFuture]):
         self.ready = 0  # workers
         self.deaths = 0  # of workers in a row, before they were ready
         self.links: list[Link] = []
+        self.stopped = False  # all processes are ended, and none may take their places
         self.forker: Forker | None = None
+        self._numbers = itertools.count()
+        self._look_at = 0  # the number of the pending task at which to look again for one that was overtaken
         self._forks = context.get_start_method(allow_none=False) == "fork"
         self._unserved: list[Link] = []
-        self._launching = False  # a signal handler may submit in the midst of it
 
     def put(self, future: ProcessFuture) -> None:
-        if self._forks and not self.links and not self.closed:
-            self._fork_all()
+        future._task.number = next(self._numbers)
         super().put(future)
+
+    def grow(self) -> None:
+        super().grow()
+        for _ in self._unserved if not self._growing else ():  # all that were forked at once
+            super().grow()
+
+    def next_work(self) -> Callable[[], object]:
+        if self._forks and not self.links and not self.threads:
+            self._fork_all()
+        if not self._unserved:
+            # Not in the thread: who has submitted finds the process in `_processes`, or is told why there is none.
+            link = Link(self)
+            link.launch()
+            self.links.append(link)
+            self._unserved.append(link)
+        return self._serve_next
+
+    def _serve_next(self) -> None:
+        link = self._unserved.pop()
+        try:
+            link.serve()
+        finally:
+            self.links.remove(link)
 
     def _fork_all(self) -> None:
         """As in the standard library, fork all workers before there are threads here that could hold a lock meanwhile."""
-        with SigintDeferred(), self._lock:
-            if self.links or self._launching:
-                return
-            links = [Link(self) for _ in range(self.size)]
-            forker = None
-            self._launching = True
-            try:
-                forker = Forker(self, MEMORY_SIZE)
-                for link in links:
-                    link.launch()
-            except BaseException:
-                for link in links:
-                    link.dismiss()
-                if forker is not None:
-                    forker.close()
-                raise
-            finally:
-                self._launching = False
-            self.links, self._unserved, self.forker = links, links.copy(), forker
-            for _ in links:
-                self.grow()
-
-    def grow(self) -> None:
-        with SigintDeferred(), self._lock:
-            if self._launching:
-                return  # the thread that is started next sees what was submitted
-            if len(self.links) <= len(self.threads) < self.size:
-                # Not in the thread: who has submitted finds the process in `_processes`, or is told why there is none.
-                link = Link(self)
-                self._launching = True
-                try:
-                    link.launch()
-                finally:
-                    self._launching = False
-                self.links.append(link)
-                self._unserved.append(link)
-            super().grow()
+        links = [Link(self) for _ in range(self.size)]
+        forker = None
+        try:
+            forker = Forker(self, MEMORY_SIZE)
+            for link in links:
+                link.launch()
+        except BaseException:
+            for link in links:
+                link.dismiss()
+            if forker is not None:
+                forker.close()
+            raise
+        self.links, self._unserved, self.forker = links, links.copy(), forker
 
     def clean_up(self) -> None:
-        while self._unserved:  # whose threads could not be started
-            self._unserved.pop().dismiss()
-        self.links = []  # they hold this, which holds what the user gave
+        while self._unserved:  # whose threads could not be started, or were not needed
+            link = self._unserved.pop()
+            link.dismiss()
+            self.links.remove(link)  # it holds this, which holds what the user gave
         forker, self.forker = self.forker, None
         if forker is not None:
             forker.close()
-
-    def work(self) -> None:
-        self._unserved.pop().serve()
 
     def take(self) -> ProcessFuture | None:
         link = self._overtaken()
@@ -108,12 +107,15 @@ class Workers(Crew[ProcessFuture]):
 
     def _overtaken(self) -> Link | None:
         """To the worker that was given a task in advance which has been overtaken often enough, if there is one."""
-        with suppress(IndexError):  # nothing is pending
+        try:
             head = self.pending[0]._task.number
-            if head % self.size == 0:  # to look each time would take long where there are many workers
-                link = min(self.links, key=lambda link: link.waiting)
-                if link.waiting + _OVERTAKES * self.size < head:
-                    return link
+        except IndexError:
+            return None
+        if head >= self._look_at:
+            link = min(self.links, key=lambda link: link.waiting)
+            if link.waiting + _OVERTAKES * self.size < head:
+                return link
+            self._look_at = head + self.size  # to look each time would take long where there are many workers
         return None
 
     def all_pending(self) -> list[ProcessFuture]:
@@ -129,7 +131,7 @@ class Workers(Crew[ProcessFuture]):
 
     def take_plain(self) -> ProcessFuture | None:
         """The next future, if its call is plain, and no other worker is about to take it: none is idle, or starting."""
-        if self._idle or self.ready < len(self.threads) or self._overtaken() is not None:
+        if self._idle or self.ready < len(self._serving) or self._overtaken() is not None:
             return None
         try:
             seen = self.pending[0]
@@ -142,6 +144,17 @@ class Workers(Crew[ProcessFuture]):
             return future
         self.put_back(future)  # another thread was faster
         return None
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to be killed."""
+        return self.end.reached
+
+    def kill(self) -> bool:
+        """Kill the workers that run no task, and have not ended though they were let go: a task may have left a thread there."""
+        for link in tuple(self.links):
+            link.kill_idle()
+        return True
 
     def count_ready(self, change: int) -> None:
         """One more worker is ready, or one less."""
@@ -157,7 +170,7 @@ class Workers(Crew[ProcessFuture]):
             )
 
 
-class ProcessPoolProgressExecutor(PoolExecutor, ProcessPoolExecutor):
+class ProcessPoolProgressExecutor(PoolExecutor, ProcessPoolExecutor):  # type: ignore[misc]  # _broken
     """A `concurrent.futures.ProcessPoolExecutor`, with all its arguments, whose futures have progress.
 
     Each worker process has pipes and memory of its own. If one dies, the task that it ran fails with `WorkerDied`, another
@@ -204,6 +217,7 @@ class ProcessPoolProgressExecutor(PoolExecutor, ProcessPoolExecutor):
         interrupts = super()._cancel_all()
         for link in tuple(self._workers.links):
             link.kill_unready()
+        kill_later(self._workers, self._kill_after)
         return interrupts
 
     @property
@@ -220,7 +234,9 @@ class ProcessPoolProgressExecutor(PoolExecutor, ProcessPoolExecutor):
         self._stop_workers(lambda process: process.kill())
 
     def _stop_workers(self, stop: Callable[[Any], object]) -> None:
+        self._workers.stopped = True  # first: whoever is started from now on is ended at once
+        processes = self._processes.values()
         self.shutdown(wait=False, cancel_futures=True)
-        for process in self._processes.values():
+        for process in processes:
             with suppress(ProcessLookupError):
                 stop(process)

@@ -1,6 +1,5 @@
 """A task of a process pool, as the caller knows it."""
 
-import itertools
 import math
 import types
 from functools import partial
@@ -9,12 +8,9 @@ from typing import TYPE_CHECKING, Any
 from ...futures import ProgressFuture
 from ...slots import Slot
 from ...tasks import Call, Task
-from .wire import SMALL
 
 if TYPE_CHECKING:
     from .link import Link
-
-_numbers = itertools.count()
 
 
 class ProcessTask(Task):
@@ -26,17 +22,13 @@ class ProcessTask(Task):
     link: "Link | None" = None  # to the worker that it was given to
     reports = False  # whether its function is given an Updater
 
-    def __init__(self, board: Any, call: Call) -> None:
-        super().__init__(board, call)
-        self.number = next(_numbers)  # in the order of submission
-
     def attach(self, link: "Link", slot: Slot) -> bool:
         """It is given to a worker; False if it was cancelled before."""
         with self.board.lock:
+            self.link = link  # first: a finalizer that cancels in the midst of this finds it given
             if self._final is not None or not self.start(slot, None):
-                self.slot = None
+                self.link = self.slot = None
                 return False
-            self.link = link
             return True
 
     def detach(self) -> None:
@@ -80,6 +72,7 @@ class ProcessTask(Task):
 
     def disown(self) -> None:
         with self.board.lock:
+            self.link = None
             if self.slot is not None:
                 self.slot = Slot(bytearray(self.slot.buffer))
 
@@ -107,6 +100,8 @@ def checked_kill_after(seconds: float | None) -> float | None:
 _PLAIN = frozenset({type(None), bool, int, float, complex})
 _FUNCTIONS = frozenset({types.FunctionType, types.BuiltinFunctionType, type})
 _DEPTH = 2
+_LONG = 200
+"""Bytes of a text, and ten times the items of a list, that a plain call may have: together no more than SMALL, or little."""
 
 
 def is_plain(call: Call | None) -> bool:
@@ -124,10 +119,10 @@ def _is_plain(value: Any, depth: int = _DEPTH) -> bool:
     if kind in _PLAIN:
         return True
     if kind is str or kind is bytes:
-        return len(value) < SMALL
+        return len(value) < _LONG
     return (
         (kind is tuple or kind is list)
         and depth > 0
-        and len(value) < 100
+        and len(value) < _LONG // 10
         and all(_is_plain(item, depth - 1) for item in value)
     )

@@ -32,6 +32,7 @@ class _Pickler(Pickler):
 
 _HEADER = 8
 _CHUNK = 1 << 16  # what a pipe holds, as a rule
+_AT_ONCE = 1 << 30  # more than 2 GB are an error on macOS
 
 Message = bytes | bytearray | memoryview
 
@@ -65,7 +66,7 @@ def sender(end: Connection) -> Callable[[Message], object]:
     def send(packet: Message) -> None:
         sent = os.write(file, packet)
         while sent < len(packet):
-            sent += os.write(file, memoryview(packet)[sent:])
+            sent += os.write(file, memoryview(packet)[sent : sent + _AT_ONCE])
 
     return send
 
@@ -96,7 +97,7 @@ def receiver(end: Connection) -> Callable[[], Message]:
         with memoryview(whole) as view:
             got = len(data)
             while got < length:
-                count = os.readv(file, [view[got:]])
+                count = os.readv(file, [view[got : got + _AT_ONCE]])
                 if not count:
                     raise EOFError
                 got += count
@@ -125,7 +126,7 @@ def outcome(answer: Message) -> tuple[Any, BaseException | None]:
             return content(answer), None
         return None, _received_error(answer)
     except BaseException as error:
-        return None, error
+        return None, without_frames(error)
 
 
 def _received_error(answer: Message) -> BaseException:
@@ -141,5 +142,17 @@ def _received_error(answer: Message) -> BaseException:
                 raise TypeError(f"it became {error!r}")
         except BaseException as why:
             error = UnpicklingError(f"the task raised {text} (which cannot be unpickled: {why!r})")
-    error.__cause__ = RemoteTraceback(f'\n"""\n{trace}"""')
+    return _with_trace(error, trace)
+
+
+def without_frames(error: BaseException) -> BaseException:
+    """It, with a text for its traceback, whose frames would keep alive what they hold: for a future that they hold, too."""
+    trace = "".join(traceback.format_exception(error))
+    error.__traceback__ = error.__context__ = None
+    return _with_trace(error, trace)
+
+
+def _with_trace(error: BaseException, trace: str) -> BaseException:
+    cause = RemoteTraceback(f'\n"""\n{trace}"""')
+    BaseException.__setattr__(error, "__cause__", cause)  # an error may forbid it, like a frozen dataclass
     return error
