@@ -91,12 +91,14 @@ class Crew(Generic[F]):
         return not self.closed or not all(future.done() for future in tuple(self.pending))
 
     def _see_to_it(self) -> None:
-        self.wake_one()
-        if self._is_too_small():
+        if self._idle:
+            self._wake.put(None)
+        if len(self._serving) < self.size and self._is_too_small():
             self.grow()
 
     def _is_too_small(self) -> bool:
-        return len(self._serving) < self.size and len(self.pending) > len(self._idle) + len(self._starting)
+        """Whether more is pending than threads are free."""
+        return len(self.pending) > len(self._idle) + len(self._starting)
 
     def _try(self, grow: Callable[[], object]) -> None:
         """Grow where nobody can be told that it fails: then fewer threads do the work, or it fails if there is none."""
@@ -141,7 +143,7 @@ class Crew(Generic[F]):
                 future = self.pending.popleft()
             except IndexError:  # another thread was faster
                 continue
-            if self._is_too_small():
+            if len(self._serving) < self.size and self._is_too_small():
                 self._try(self.grow)  # who submitted may have taken this thread for a free one
             return future
         return None

@@ -372,6 +372,8 @@ class Link:
 
         With `task`, only if it is that one.
         """
+        if not self._next:
+            return None
         with self._lock:
             for given in self._next:
                 future = given.future

@@ -107,6 +107,8 @@ class Workers(Crew[ProcessFuture]):
 
     def _overtaken(self) -> Link | None:
         """To the worker that was given a task in advance which has been overtaken often enough, if there is one."""
+        if not self.pending:  # as a rule, where tasks come one by one
+            return None
         try:
             head = self.pending[0]._task.number
         except IndexError:
@@ -151,7 +153,7 @@ class Workers(Crew[ProcessFuture]):
         return self.end.reached
 
     def kill(self) -> bool:
-        """Kill the workers that run no task, and have not ended though they were let go: a task may have left a thread there."""
+        """Kill the workers that run no task, and do not end though they are let go: for a thread that a task has left."""
         for link in tuple(self.links):
             link.kill_idle()
         return True
