@@ -27,7 +27,7 @@ _LATE = 2 * INTERVAL
 
 def set_deadline(task: Task, timeout: float | None, stall: float | None, kill_after: float | None) -> None:
     """See `ProgressFuture.set_deadline`."""
-    timeout, stall = _seconds("timeout", timeout), _seconds("stall", stall)
+    timeout, stall = checked_seconds("timeout", timeout), checked_seconds("stall", stall)
     if not task.finished:
         none = timeout is None and stall is None
         _timer.set(task, None if none else _Deadline(task, timeout, stall, kill_after))
@@ -47,17 +47,19 @@ def kill_later(task: Killable, seconds: float | None) -> None:
         _timer.kill(task, monotonic() + seconds)
 
 
-def _seconds(name: str, value: float | None) -> float | None:
+def checked_seconds(name: str, value: float | None, may_be_zero: bool = False) -> float | None:
+    """As a float, or None; TypeError if it is no number, ValueError if it is negative or not finite."""
     if value is None:
         return None
     try:
-        good = math.isfinite(value) and value > 0
+        good = math.isfinite(value) and (value > 0 or (may_be_zero and value == 0))
     except TypeError:
         raise TypeError(f"{name} must be a number of seconds or None, not {type(value).__name__}") from None
     except OverflowError:  # of an int
         good = False
     if not good:
-        raise ValueError(f"{name} must be a positive and finite number of seconds, not {value!r}")
+        kind = "finite number of seconds that is not negative" if may_be_zero else "positive and finite number of seconds"
+        raise ValueError(f"{name} must be a {kind}, not {value!r}")
     return float(value)
 
 

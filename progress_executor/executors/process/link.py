@@ -65,7 +65,7 @@ class WorkerDied(BrokenProcessPool):
     state: ProgressState | None = None
 
 
-def _death(pid: int, exitcode: int | None) -> str:
+def _death(pid: int, exitcode: int | None, stopped: bool) -> str:
     """How a worker has ended, for people."""
     how = "has ended" if exitcode is None else f"ended with exit code {exitcode}"
     if exitcode is not None and exitcode < 0:
@@ -73,7 +73,7 @@ def _death(pid: int, exitcode: int | None) -> str:
         with suppress(ValueError):
             name = signal.Signals(-exitcode).name
         how = f"was killed by {name}"
-        if name == "SIGKILL":
+        if name == "SIGKILL" and not stopped:
             how += " (by the system, if it was out of memory: see its log)"
     return f"worker process {pid} {how}"
 
@@ -216,7 +216,7 @@ class Link:
             if answer is not None and answer[0] == FAILED:
                 workers.break_down(BrokenProcessPool("the initializer of a worker process failed: its log says why"))
             elif self._is_needed():  # else it is `kill_unready` that has ended it
-                workers.note_death(f"{_death(pid, exitcode)} before it was ready")
+                workers.note_death(f"{_death(pid, exitcode, workers.stopped)} before it was ready")
 
     def _give(self, given: _Given) -> None:
         """Send a task to the worker, which has none, and more in advance."""
@@ -361,7 +361,7 @@ class Link:
         else:
             state = task.snapshot()
             where = f"at n={state['n']}, total={state['total']}, status={state['status']!r}"
-            error = WorkerDied(f"{_death(pid, exitcode)} while it ran this task, {where}")
+            error = WorkerDied(f"{_death(pid, exitcode, self._workers.stopped)} while it ran this task, {where}")
             error.pid, error.exitcode, error.state = pid, exitcode, state
             future._end(error=error)
 

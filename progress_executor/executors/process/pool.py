@@ -9,12 +9,12 @@ from contextlib import suppress
 from multiprocessing.context import BaseContext
 from typing import Any
 
-from ...deadlines import kill_later
+from ...deadlines import checked_seconds, kill_later
 from ...tasks import Call
 from ..crew import Crew, PoolExecutor, check_initializer, checked_max_workers, processors
 from .launch import Forker
 from .link import IN_ADVANCE, MEMORY_SIZE, Link
-from .task import ProcessFuture, ProcessTask, checked_kill_after, is_plain
+from .task import ProcessFuture, ProcessTask, is_plain
 
 _DEATHS = 3
 """How many workers in a row may die before they are ready."""
@@ -205,7 +205,7 @@ class ProcessPoolProgressExecutor(PoolExecutor, ProcessPoolExecutor):  # type: i
                 raise ValueError("max_tasks_per_child must be >= 1")
             if mp_context.get_start_method(allow_none=False) == "fork":
                 raise ValueError("max_tasks_per_child is incompatible with the 'fork' start method: give another mp_context")
-        self._kill_after = checked_kill_after(kill_after)
+        self._kill_after = checked_seconds("kill_after", kill_after, may_be_zero=True)
         self._mp_context = mp_context
         self._workers = Workers(self._max_workers, mp_context, initializer, initargs, max_tasks_per_child)
         self._set_up_pool(self._workers)

@@ -1,10 +1,10 @@
 """A task of a process pool, as the caller knows it."""
 
-import math
 import types
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ...deadlines import checked_seconds
 from ...futures import ProgressFuture
 from ...slots import Slot
 from ...tasks import Call, Task
@@ -50,7 +50,7 @@ class ProcessTask(Task):
         return self.finished if link is None else link.kill(self)
 
     def checked_kill_after(self, seconds: float | None) -> float | None:
-        return checked_kill_after(seconds)
+        return checked_seconds("kill_after", seconds, may_be_zero=True)
 
     def began(self) -> float | None:
         slot = self.slot
@@ -81,20 +81,6 @@ class ProcessFuture(ProgressFuture[Any]):
     """The future of such a task."""
 
     _task: ProcessTask
-
-
-def checked_kill_after(seconds: float | None) -> float | None:
-    """A number of seconds that is finite and not negative, or None; else TypeError or ValueError."""
-    if seconds is None:
-        return None
-    try:
-        if 0 <= seconds < math.inf:
-            return float(seconds)
-    except TypeError:
-        raise TypeError(f"kill_after must be a number of seconds or None, not {type(seconds).__name__}") from None
-    except OverflowError:  # of an int
-        pass
-    raise ValueError(f"kill_after must be a finite number of seconds, and not negative, not {seconds!r}")
 
 
 _PLAIN = frozenset({type(None), bool, int, float, complex})
