@@ -32,7 +32,7 @@ class ForkedWorker:
         theirs: Connection,
     ) -> None:
         """Have one forked by the process at the other end of `requests`. OSError if that has ended."""
-        self.status = status
+        self.sentinel = status
         self._lock = threading.Lock()
         socket.send_fds(requests, [b"+"], [*(end.fileno() for end in (*ends, theirs)), memory.handle])
         theirs.close()  # or its end would not be seen
@@ -44,10 +44,10 @@ class ForkedWorker:
 
     def join(self, timeout: float | None = None) -> None:
         with suppress(EOFError, OSError):  # who would tell has ended, too; or nobody asks any more
-            connection.wait([self.status], timeout)
+            connection.wait([self.sentinel], timeout)
             with self._lock:  # or of two threads only one would hear of it
-                if self.exitcode is None and self.status.poll():
-                    self.exitcode = self.status.recv()
+                if self.exitcode is None and self.sentinel.poll():
+                    self.exitcode = self.sentinel.recv()
 
     def is_alive(self) -> bool:
         self.join(0)

@@ -14,8 +14,9 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from multiprocessing import forkserver
+from multiprocessing import connection, forkserver
 from multiprocessing.connection import Connection
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .forker import ForkedWorker, fork_on_request
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 _ends: set[Any] = set()
 """All ends of pipes to workers that this process has."""
+PATIENCE = 1.0
+"""Seconds for a process to end by itself that has closed its pipes."""
+_LOOK = 0.002
 _lock = threading.RLock()
 """Held while pipes are made, and by who forks: nobody is forked who does not know them."""
 _own = threading.local()
@@ -69,6 +73,25 @@ class Launched(NamedTuple):
         """Close the other pipes, too, which kills a worker that has not ended."""
         _close(self.ends)
 
+    def is_alive(self) -> bool:
+        with _lock:  # who starts a process asks all others how they have ended; of two who ask at once, one is told wrong
+            return bool(self.process.is_alive())
+
+    def join(self) -> None:
+        """Wait for the end of the process."""
+        connection.wait([self.process.sentinel])
+        self.ends_within(PATIENCE)
+        self.process.join()  # one that has closed its files lives on; where SIGCHLD is ignored, nobody knows of its end
+
+    def ends_within(self, seconds: float) -> bool:
+        # A join with a timeout would wait for ever for a process that has closed its files, and lives.
+        end = monotonic() + seconds
+        while self.is_alive():
+            if monotonic() > end:
+                return False
+            sleep(_LOOK)
+        return True
+
 
 def launch(workers: "Workers", memory: SharedMemory) -> Launched:
     """Start a worker. OSError where there are no more processes, or no more pipes."""
@@ -84,7 +107,7 @@ def launch(workers: "Workers", memory: SharedMemory) -> Launched:
             theirs.append(reader if caller_writes else writer)
         if workers.forker is not None:
             process = workers.forker.fork(theirs, memory)
-            ours.append(process.status)
+            ours.append(process.sentinel)
         else:
             arguments = (*theirs, memory, workers.initializer, workers.initargs)
             process = _started(workers.context, work, arguments, theirs)
@@ -149,7 +172,7 @@ def _started(context: Any, target: Callable[..., object], arguments: tuple[Any, 
         forkserver.ensure_running()
     _own.ends = ends
     try:
-        with _sigint_blocked():
+        with _lock, _sigint_blocked():
             process.start()
     finally:
         _own.ends = ()

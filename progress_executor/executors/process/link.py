@@ -29,7 +29,7 @@ from ...interrupts import call_each
 from ...slots import Slot
 from ...state import ProgressState
 from ...tasks import Task, takes_progress
-from .launch import Launched, launch
+from .launch import PATIENCE, Launched, launch
 from .memory import SharedMemory
 from .task import ProcessFuture
 from .wire import FAILED, READY, SKIPPED, SMALL, TAKES_PROGRESS, Message, message, outcome, without_frames
@@ -44,9 +44,6 @@ _LITTLE = 0.02
 _PLACES = IN_ADVANCE + 2
 """Slots of a worker: for those, for the task that runs, and for the one whose end is being told."""
 MEMORY_SIZE = _PLACES * SLOT_SIZE
-_PATIENCE = 1.0
-"""Seconds for a worker to end by itself after it has closed its pipes."""
-_LOOK = 0.002
 _PAUSE = 0.3
 """Seconds until a process is started again where none could be."""
 _TRIES = 3
@@ -156,7 +153,7 @@ class Link:
 
     def dismiss(self) -> None:
         """Let the worker process go, and wait for its end."""
-        self._reap(patience=None)
+        self._reap(patient=True)
 
     def _begin(self) -> bool:
         """Give the worker a task; False if there will be none."""
@@ -316,21 +313,16 @@ class Link:
         del answer, given  # what they hold may be large, and others are called back now
         future._end(value, error)
 
-    def _reap(self, patience: float | None = _PATIENCE) -> tuple[int, int | None]:
+    def _reap(self, patient: bool = False) -> tuple[int, int | None]:
         """Have the worker end, and forget it; its pid and exit code."""
         launched = self._launched
         if launched is None:
             return 0, None
         launched.hang_up()
         process = launched.process
-        if patience is not None:
-            # A join with a timeout would wait for ever for a process that has closed its files, and lives.
-            end = monotonic() + patience
-            while process.is_alive() and monotonic() < end:
-                sleep(_LOOK)
-            if process.is_alive():
-                process.kill()
-        process.join()
+        if not patient and not launched.ends_within(PATIENCE):
+            process.kill()
+        launched.join()
         launched.close()
         if self._ready:
             self._workers.count_ready(-1)
