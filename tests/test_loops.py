@@ -237,7 +237,7 @@ def test_a_loop_that_is_closed_with_tasks_running_takes_nothing_along(kind, then
             task._log_destroy_pending = False  # it never ends
         assert not future.cancel_requested()
         before, told = future.state["n"], len(states)
-        until(lambda: future.state["n"] > before)
+        until(lambda: future.state["n"] > before and other.state["n"])
         assert len(states) == told
         open_gate(gate)
         if then == "another loop awaits it":

@@ -1145,11 +1145,12 @@ def test_any_sequence_of_calls_counts_what_fractions_count(updater, sequence):
     slot.start(time.time())
     family = [(updater(slot.buffer), Model())]
     family[0][0].total = 10
-    big = False  # a float next to an int of more than 53 bits cannot say the sum
+    big = rounded = False  # a float next to an int of more than 53 bits cannot say the sum, nor a tenth be one exactly
     for number, (name, index, *arguments) in enumerate(sequence):
         real, model = family[index % len(family)]
         ended, refused = model.ended, False
         big = big or any(isinstance(argument, int) and abs(argument) > 2**50 for argument in arguments)
+        rounded = rounded or any(isinstance(argument, float) and argument * 2**20 % 1 for argument in arguments)
         try:
             if name == "sub":
                 part = real.sub(*arguments)
@@ -1210,7 +1211,7 @@ def test_any_sequence_of_calls_counts_what_fractions_count(updater, sequence):
         real = None
     progress, model = family[0]
     assert exactly(slot.snapshot()["n"]) == exactly(progress.n)
-    if model.exact:
+    if model.exact and not (big and rounded):
         assert exactly(progress.n) == exactly(int(model.own))
     elif not big:
         assert close(progress.n, model.own)

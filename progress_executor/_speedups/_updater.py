@@ -94,8 +94,6 @@ _BASE_MODE = LOCKED if not getattr(sys, "_is_gil_enabled", lambda: True)() else 
 # The control word of a task that nobody cancelled and whose n is a float, to compare as a whole.
 _FLOATING_WORD = int.from_bytes(bytes((0, FLOATING, 0, 0, 0, 0, 0, 0)), sys.byteorder)
 
-_fence_lock = RLock()
-
 
 def fence() -> None:
     """No load or store moves across this call, neither in the compiler nor in the processor."""
@@ -105,9 +103,10 @@ def fence() -> None:
         # Python has no other barriers than those of its locks. On x86 each of them is a full one; on ARM an acquire keeps
         # what follows behind it and a release what precedes before it, so that the two sides of a single pair may still
         # change places inside it. Two pairs cannot be crossed: no acquire passes a release before it (ARMv8, RCsc).
-        with _fence_lock:
+        # Nobody else has these two: who is forked while they are held waits for none.
+        with RLock():
             pass
-        with _fence_lock:
+        with RLock():
             pass
 
 
