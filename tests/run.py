@@ -148,6 +148,12 @@ def runs_on(version: Version, interpreter: str, newest: bool, between: bool, slo
     return runs
 
 
+def run_memcheck(version: Version, environment: Path) -> Run:
+    """On the oldest, too: valgrind may not be able to run the newest."""
+    options = ["-m", "slow", "tests/test_memory.py", "-k", "memcheck"]
+    return Run(f"CPython {named(version)}, memcheck", environment, dict(os.environ), options)
+
+
 def run_on_oldest_dask(version: Version, interpreter: str) -> Run:
     environment = prepare("oldest-dask", interpreter, "test,dask", *OLDEST_DASK)
     options = ["-m", "not browser", "tests/test_dask.py"]
@@ -190,7 +196,9 @@ def main() -> int:
                 else:
                     runs.append((run.name, pool.submit(run)))
         if options.all and found and not options.arguments:
-            short.append(run_on_oldest_dask(min(found), found[min(found)]))
+            oldest = min(found)
+            short.append(run_memcheck(oldest, ROOT / ".venv" / f"test-{named(oldest)}"))
+            short.append(run_on_oldest_dask(oldest, found[oldest]))
         runs += [(run.name, pool.submit(run)) for run in short]  # last, so that no processor waits long for another
     print()
     for name, future in runs:

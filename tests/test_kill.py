@@ -420,7 +420,8 @@ class Killer(threading.Thread):
                 time.sleep(self.chance.uniform(0, 0.02))
                 if pid in self.pool._processes:  # else the number may be another process's by now
                     self.killed.add(pid)
-                    os.kill(pid, signal.SIGKILL)
+                    with contextlib.suppress(ProcessLookupError):  # it has just gone
+                        os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.slow

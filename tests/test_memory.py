@@ -511,5 +511,7 @@ def test_memcheck_finds_the_extension_clean():
         text=True,
         timeout=600,
     )
+    if "Fatal error at startup" in answer.stderr:
+        pytest.skip("valgrind cannot run this interpreter, for want of the C library's symbols")
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout == "abused\n"
