@@ -31,7 +31,7 @@ _ends: set[Any] = set()
 """All ends of pipes to workers that this process has."""
 PATIENCE = 1.0
 """Seconds for a process to end by itself that has closed its pipes."""
-_LOOK = 0.002
+_LOOK, _GLANCE = 0.002, 0.1
 _lock = threading.RLock()
 """Held while pipes are made, and by who forks: nobody is forked who does not know them."""
 _own = threading.local()
@@ -79,7 +79,8 @@ class Launched(NamedTuple):
 
     def join(self) -> None:
         """Wait for the end of the process."""
-        connection.wait([self.process.sentinel])
+        while self.is_alive() and not connection.wait([self.process.sentinel], _GLANCE):
+            pass  # a child of its own that lives on may hold the other end of the sentinel
         self.ends_within(PATIENCE)
         self.process.join()  # one that has closed its files lives on; where SIGCHLD is ignored, nobody knows of its end
 
