@@ -33,6 +33,12 @@ def set_deadline(task: Task, timeout: float | None, stall: float | None, kill_af
         _timer.set(task, None if none else _Deadline(task, timeout, stall, kill_after))
 
 
+def look_for_the_thread() -> float:
+    """At exit CPython 3.12 starts no thread: who waits there does its work; in how many seconds again."""
+    pause = _timer.look() if _timer.needs_help else None
+    return math.inf if pause is None else pause
+
+
 class Killable(Protocol):
     """What can be killed until it has finished; `kill` gives False if it has to be called again."""
 
@@ -131,6 +137,7 @@ class _Timer:
         self._boards: WeakKeyDictionary[Board, WeakKeyDictionary[Task, _Deadline]] = WeakKeyDictionary()
         self._kills: WeakKeyDictionary[Killable, float] = WeakKeyDictionary()
         self._thread: threading.Thread | None = None
+        self.needs_help = False
         self._news = False
         self._looked = -math.inf
 
@@ -152,19 +159,21 @@ class _Timer:
             self._thread = threading.Thread(target=self._run, name="progress_executor-deadlines", daemon=True)
             try:
                 self._thread.start()
-            except BaseException:
+            except BaseException as error:
                 self._thread = None
-                raise
+                if "interpreter shutdown" not in str(error):
+                    raise
+                self.needs_help = True
         self._news = True
         self._lock.notify()
 
     def _run(self) -> None:
-        while (pause := self._look()) is not None:
+        while (pause := self.look()) is not None:
             with self._lock:
                 if not self._news:
                     self._lock.wait(pause)
 
-    def _look(self) -> float | None:
+    def look(self) -> float | None:
         """Stop what is due; return in how many seconds to look again, None if there is nothing to watch."""
         pause, running = _AT_MOST, []
         before, self._looked = self._looked, monotonic()

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
 
 from .._speedups import Updater
-from ..deadlines import kill_later
+from ..deadlines import kill_later, look_for_the_thread
 from ..delivery import INTERVAL, Board, logger
 from ..following import Alarm
 from ..futures import ProgressFuture
@@ -210,7 +210,7 @@ class ProgressExecutor(Executor):
     def _leave(self) -> None:
         self._check_leaving()
         self._close()
-        while not self._end.wait(self._pause()):
+        while not self._end.wait(min(self._pause(), look_for_the_thread())):
             self._board.pump()
         self._clean_up()
         self._board.pump(everyone=True)
