@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 import struct
+import os
 import sys
 from asyncio import CancelledError
 from collections.abc import Callable, Iterator
@@ -95,6 +96,19 @@ _BASE_MODE = LOCKED if not getattr(sys, "_is_gil_enabled", lambda: True)() else 
 _FLOATING_WORD = int.from_bytes(bytes((0, FLOATING, 0, 0, 0, 0, 0, 0)), sys.byteorder)
 
 
+_fence_lock = RLock()
+
+
+def _renew_fence_lock() -> None:
+    """In a forked child: on CPython 3.14 another thread may have held it."""
+    global _fence_lock
+    _fence_lock = RLock()
+
+
+if not cython.compiled and hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_fence_lock)
+
+
 def fence() -> None:
     """No load or store moves across this call, neither in the compiler nor in the processor."""
     if cython.compiled:
@@ -103,10 +117,9 @@ def fence() -> None:
         # Python has no other barriers than those of its locks. On x86 each of them is a full one; on ARM an acquire keeps
         # what follows behind it and a release what precedes before it, so that the two sides of a single pair may still
         # change places inside it. Two pairs cannot be crossed: no acquire passes a release before it (ARMv8, RCsc).
-        # Nobody else has these two: who is forked while they are held waits for none.
-        with RLock():
+        with _fence_lock:
             pass
-        with RLock():
+        with _fence_lock:
             pass
 
 
