@@ -8,8 +8,8 @@ clock and takes no lock: its fast path is "the control word is zero, so add to t
 from __future__ import annotations
 
 import operator
-import struct
 import os
+import struct
 import sys
 from asyncio import CancelledError
 from collections.abc import Callable, Iterator
