@@ -95,7 +95,6 @@ _BASE_MODE = LOCKED if not getattr(sys, "_is_gil_enabled", lambda: True)() else 
 # The control word of a task that nobody cancelled and whose n is a float, to compare as a whole.
 _FLOATING_WORD = int.from_bytes(bytes((0, FLOATING, 0, 0, 0, 0, 0, 0)), sys.byteorder)
 
-
 _fence_lock = RLock()
 
 
