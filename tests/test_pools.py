@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection
 import pytest
 
 from progress_executor import ProcessPoolProgressExecutor, ThreadPoolProgressExecutor, WorkerDied
+from progress_executor.executors.crew import Crew
 from progress_executor.executors.process import link as links
 
 from . import jobs
@@ -336,6 +337,25 @@ def test_a_pool_works_on_where_no_more_threads_can_be_started(kind, gate, monkey
             open_gate(gate)
             assert future.result(DEADLINE) == 3
         assert executor.submit(jobs.add, 3).result(DEADLINE) == 4
+
+
+@pytest.mark.parametrize("method", START_METHODS)
+def test_each_thread_serves_a_worker_of_its_own(method, monkeypatch):
+    """Also where they begin late: another one is started meanwhile."""
+    run = Crew._run
+
+    def run_late(self, work):
+        time.sleep(0.1)  # it may be preempted for as long
+        run(self, work)
+
+    monkeypatch.setattr(Crew, "_run", run_late)
+    with make_executor(method, 3) as executor:
+        futures = [executor.submit(jobs.add, number) for number in range(3)]
+        assert [future.result(DEADLINE) for future in futures] == [1, 2, 3]
+        assert len(executor._processes) == 3
+    with make_executor(method, 3) as executor:
+        assert executor.submit(jobs.add, 1).result(DEADLINE) == 2
+        assert len(executor._processes) == (3 if method == "fork" else 1)
 
 
 def test_a_signal_handler_that_submits_makes_no_thread_too_many(monkeypatch):

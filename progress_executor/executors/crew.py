@@ -51,6 +51,9 @@ class Crew(Generic[F]):
     def next_work(self) -> Callable[[], object]:
         """What one more thread is to do."""
 
+    def give_up(self, work: Any) -> None:
+        """The thread that was to do that could not be started."""
+
     def put(self, future: F) -> None:
         """Have the task of `future` run; RuntimeError if the crew is closed, or broken."""
         if self.closed:
@@ -121,8 +124,8 @@ class Crew(Generic[F]):
             self._growing = True
             sets = self.threads, self._serving, self._starting
             try:
-                name = f"{self._name}_{len(self.threads)}"
-                thread = threading.Thread(target=self._run, args=(self.next_work(),), name=name, daemon=False)
+                name, work = f"{self._name}_{len(self.threads)}", self.next_work()
+                thread = threading.Thread(target=self._run, args=(work,), name=name, daemon=False)
                 for threads in sets:
                     threads.add(thread)
                 try:
@@ -130,6 +133,7 @@ class Crew(Generic[F]):
                 except BaseException:
                     for threads in sets:
                         threads.discard(thread)
+                    self.give_up(work)
                     raise
             finally:
                 self._growing = False

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
+from functools import partial
 from multiprocessing.context import BaseContext
 from typing import Any
 
@@ -53,7 +54,7 @@ class Workers(Crew[ProcessFuture]):
 
     def grow(self) -> None:
         super().grow()
-        for _ in self._unserved if not self._growing else ():  # all that were forked at once
+        for _ in range(len(self._unserved)):  # all that were forked at once
             super().grow()
 
     def next_work(self) -> Callable[[], object]:
@@ -65,10 +66,12 @@ class Workers(Crew[ProcessFuture]):
             link.launch()
             self.links.append(link)
             self._unserved.append(link)
-        return self._serve_next
+        return partial(self._serve, self._unserved.pop())
 
-    def _serve_next(self) -> None:
-        link = self._unserved.pop()
+    def give_up(self, work: Any) -> None:
+        self._unserved.extend(work.args)
+
+    def _serve(self, link: Link) -> None:
         try:
             link.serve()
         finally:
