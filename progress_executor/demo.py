@@ -13,8 +13,8 @@ import os
 import stat
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator
-from concurrent.futures import wait
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, wait
 from functools import partial
 from typing import NamedTuple
 
@@ -159,8 +159,7 @@ def _clean_ctrl_c() -> Iterator[None]:
         termios.tcsetattr(terminal, termios.TCSANOW, before)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the demonstration with the given arguments; returns the exit status."""
+def _options(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m progress_executor",
         description="SHA-256 of every file below each PATH, one task and one bar per PATH. Ctrl-C stops all of them.",
@@ -176,6 +175,32 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--scheduler is for --executor dask")
     if options.executor == "dask" and importlib.util.find_spec("distributed") is None:
         parser.error("--executor dask needs Dask: install progress-executor[dask]")
+    return options
+
+
+def _report(paths: list[str], futures: Mapping[int, Future[Digest]]) -> Exception | None:
+    """Print what became of each path; returns why the last one failed that did."""
+    lost: Exception | None = None
+    for index, path in enumerate(paths):
+        if index not in futures or futures[index].cancelled():
+            print(f"{'cancelled':64}  {path}")
+            continue
+        try:
+            digest = futures[index].result()
+        except (OSError, WorkerDied) as error:
+            lost = error
+            print(f"{'failed':64}  {path}")
+            continue
+        for line in digest.unreadable:
+            _complain(f"cannot read {line}")
+        unreadable = f", {len(digest.unreadable)} unreadable" if digest.unreadable else ""
+        print(f"{digest.hex}  {path}: {digest.files} files, {digest.size} bytes{unreadable}")
+    return lost
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the demonstration with the given arguments; returns the exit status."""
+    options = _options(argv)
     paths = options.paths or standard_library()
     for path in paths:
         if not os.path.exists(path):
@@ -206,20 +231,7 @@ def main(argv: list[str] | None = None) -> int:
             return 1
         lost = error
 
-    for index, path in enumerate(paths):
-        if index not in futures or futures[index].cancelled():
-            print(f"{'cancelled':64}  {path}")
-            continue
-        try:
-            digest = futures[index].result()
-        except (OSError, WorkerDied) as error:
-            lost = error
-            print(f"{'failed':64}  {path}")
-            continue
-        for line in digest.unreadable:
-            _complain(f"cannot read {line}")
-        unreadable = f", {len(digest.unreadable)} unreadable" if digest.unreadable else ""
-        print(f"{digest.hex}  {path}: {digest.files} files, {digest.size} bytes{unreadable}")
+    lost = _report(paths, futures) or lost
     if lost is not None:
         _complain(str(lost))
     if status:
