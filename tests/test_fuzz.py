@@ -251,12 +251,14 @@ def sum_up(progress):
     return sum(SUMMED)
 
 
-ASKED = [CALLER_BYTE, PAUSE_BYTE, TAKEN_BACK_BYTE]
-NOT_ASKED = [slice(at + 1, end) for at, end in itertools.pairwise([*ASKED, SLOT_SIZE])]
+# What the caller asks of a task, and the beginning: by those they agree whether it begins or is taken back.
+AGREED = [slice(at, at + 1) for at in (CALLER_BYTE, PAUSE_BYTE, TAKEN_BACK_BYTE)] + [slice(8 * STARTED_AT, 8 * STARTED_AT + 8)]
+AGREED.sort(key=lambda part: part.start)
+NOT_AGREED = [slice(part.stop, end.start) for part, end in itertools.pairwise([*AGREED, slice(SLOT_SIZE, None)])]
 
 
 class Scribbler(threading.Thread):
-    """Writes garbage into every slot of a pool, all the time; only what the caller asks of a task stays."""
+    """Writes garbage into every slot of a pool, all the time; only what caller and worker agree by stays."""
 
     def __init__(self, executor, seed):
         super().__init__()
@@ -270,7 +272,7 @@ class Scribbler(threading.Thread):
         while not self._stopped.is_set():
             for slot in [slot for link in tuple(self._links) for slot in link._slots]:
                 piece = self._garbage[self.written % len(self._garbage)]
-                for part in NOT_ASKED:
+                for part in NOT_AGREED:
                     slot.buffer[part] = piece[part]
                 self.written += 1
             time.sleep(0)
