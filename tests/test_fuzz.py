@@ -252,8 +252,8 @@ def sum_up(progress):
 
 
 # What the caller asks of a task, and the beginning: by those they agree whether it begins or is taken back.
-AGREED = [slice(at, at + 1) for at in (CALLER_BYTE, PAUSE_BYTE, TAKEN_BACK_BYTE)] + [slice(8 * STARTED_AT, 8 * STARTED_AT + 8)]
-AGREED.sort(key=lambda part: part.start)
+BYTES = [CALLER_BYTE, PAUSE_BYTE, *range(8 * STARTED_AT, 8 * STARTED_AT + 8), TAKEN_BACK_BYTE]
+AGREED = [slice(at, at + 1) for at in BYTES]
 NOT_AGREED = [slice(part.stop, end.start) for part, end in itertools.pairwise([*AGREED, slice(SLOT_SIZE, None)])]
 
 
