@@ -52,7 +52,7 @@ def write(count: int, seed: int, progress: Any) -> None:
     for _ in range(count):
         time.sleep(chance.uniform(0.25, 0.35))  # apart by more than two intervals: a cluster samples twice
         progress.n = time.monotonic()
-    time.sleep(0.15)
+    time.sleep(0.25)  # or the last one may be told with the end
 
 
 def work(steps: int, progress: Any) -> None:

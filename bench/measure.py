@@ -519,7 +519,8 @@ def _latency(
             if name in errors:
                 continue
             try:
-                samples.setdefault(name, []).extend(call())
+                latencies = call()  # first: of one that fails there is no sample
+                samples.setdefault(name, []).extend(latencies)
             except Exception as error:
                 errors[name] = f"{type(error).__name__}: {error}"
     targets = {COMPILED: at_most, INTERPRETED: at_most}
