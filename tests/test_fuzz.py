@@ -252,9 +252,8 @@ def sum_up(progress):
 
 
 # What the caller asks of a task, and the beginning: by those they agree whether it begins or is taken back.
-BYTES = [CALLER_BYTE, PAUSE_BYTE, *range(8 * STARTED_AT, 8 * STARTED_AT + 8), TAKEN_BACK_BYTE]
-AGREED = [slice(at, at + 1) for at in BYTES]
-NOT_AGREED = [slice(part.stop, end.start) for part, end in itertools.pairwise([*AGREED, slice(SLOT_SIZE, None)])]
+AGREED = [CALLER_BYTE, PAUSE_BYTE, *range(8 * STARTED_AT, 8 * STARTED_AT + 8), TAKEN_BACK_BYTE]
+NOT_AGREED = [slice(at + 1, end) for at, end in itertools.pairwise([*AGREED, SLOT_SIZE]) if at + 1 < end]
 
 
 class Scribbler(threading.Thread):
