@@ -13,6 +13,7 @@ from typing import Any
 from ._speedups import fence
 from ._speedups._layout import (
     ALONE,
+    ASKED,
     BIG,
     CALLER_BYTE,
     CANCEL,
@@ -21,6 +22,7 @@ from ._speedups._layout import (
     GO,
     HEARD,
     INT,
+    LEFT,
     LISTENS_BYTE,
     LOST,
     MESSAGE_BYTE,
@@ -47,6 +49,7 @@ from ._speedups._layout import (
     STATUS_LENGTH_BYTE,
     STATUS_SIZE,
     STOOD,
+    TAKEN,
     TAKEN_BACK_BYTE,
     TOTAL,
     TOTAL_KIND_BYTE,
@@ -183,18 +186,26 @@ class Slot:
 
     def take_back(self) -> bool:
         """Have a task that was given in advance not begin; False if it has begun."""
-        self.buffer[TAKEN_BACK_BYTE] = 1
-        fence()  # see `may_begin`
-        return self.started_at is None
+        taken = False
+        self.buffer[TAKEN_BACK_BYTE] = ASKED
+        try:
+            fence()  # see `may_begin`
+            taken = self.started_at is None
+        finally:
+            self.buffer[TAKEN_BACK_BYTE] = TAKEN if taken else LEFT
+        return taken
 
     def may_begin(self) -> bool:
         """Whether the task, which has just started, was neither cancelled nor taken back before: asked in its own process.
 
         Either this sees it, or whoever does so finds the task started behind it; both may be. Each side writes and then
-        reads what the other writes, and a processor, x86 too, may well read first; not across a fence.
+        reads what the other writes, and a processor, x86 too, may well read first; not across a fence. Where both see the
+        other, the caller decides: a task that is left to a worker and not run there would have to wait behind the next.
         """
         fence()
-        return self.buffer[CALLER_BYTE] != CANCEL and not self.buffer[TAKEN_BACK_BYTE]
+        while self.buffer[TAKEN_BACK_BYTE] == ASKED:  # it is about to know
+            sleep(0.00005)
+        return self.buffer[CALLER_BYTE] != CANCEL and self.buffer[TAKEN_BACK_BYTE] != TAKEN
 
     def snapshot(self, tries: int = _TRIES) -> ProgressState:
         """n, total and status, all from the same write.

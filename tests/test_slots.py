@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from progress_executor import slots
 from progress_executor._speedups._layout import (
+    ASKED,
     CALLER_BYTE,
     CANCEL,
     FLOAT,
@@ -38,6 +39,7 @@ from progress_executor._speedups._layout import (
     STATUS_LENGTH_BYTE,
     STATUS_SIZE,
     STOOD,
+    TAKEN,
     TAKEN_BACK_BYTE,
     TOTAL,
     TOTAL_KIND_BYTE,
@@ -349,16 +351,34 @@ def test_the_reader_of_a_text_has_a_fence_before_it_reads_it_and_before_it_makes
 
 
 @pytest.mark.parametrize(
-    ("stop", "byte", "value"), [(Slot.cancel, CALLER_BYTE, CANCEL), (Slot.take_back, TAKEN_BACK_BYTE, 1)]
+    ("stop", "byte", "asks", "stopped"),
+    [(Slot.cancel, CALLER_BYTE, CANCEL, CANCEL), (Slot.take_back, TAKEN_BACK_BYTE, ASKED, TAKEN)],
 )
-def test_who_stops_a_task_and_who_starts_it_fence_before_a_look(slot, monkeypatch, stop, byte, value):
-    monkeypatch.setattr(slots, "fence", lambda: slot.buffer.__setitem__(byte, value))
+def test_who_stops_a_task_and_who_starts_it_fence_before_a_look(slot, monkeypatch, stop, byte, asks, stopped):
+    monkeypatch.setattr(slots, "fence", lambda: slot.buffer.__setitem__(byte, stopped))
     assert not slot.may_begin()
     seen = []
     slot = slot.renewed()
     monkeypatch.setattr(slots, "fence", lambda: seen.append(slot.buffer[byte]) or slot.start(time.time()))
     assert not stop(slot)  # it has begun meanwhile
-    assert seen == [value]
+    assert seen == [asks]
+
+
+def test_a_start_and_a_take_back_that_see_each_other_agree(monkeypatch):
+    slot, waits, began = Slot(), [], []
+    worker = threading.Thread(target=lambda: began.append(slot.may_begin()))
+
+    def start_meanwhile():
+        monkeypatch.setattr(slots, "fence", lambda: None)
+        slot.start(time.time())
+        worker.start()
+        until(lambda: waits or began)
+
+    monkeypatch.setattr(slots, "fence", start_meanwhile)
+    monkeypatch.setattr(slots, "sleep", lambda seconds: waits.append(seconds) or time.sleep(seconds))
+    taken = slot.take_back()
+    worker.join(DEADLINE)
+    assert (taken, began) == (False, [True])
 
 
 # What somebody else has written there

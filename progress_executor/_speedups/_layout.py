@@ -73,6 +73,11 @@ CANCEL = 1
 # The caller's other byte.
 PAUSE = 1
 
+# Whether the caller has taken the task back: it is about to know, it has, it has not as the task had begun.
+ASKED = 1
+TAKEN = 2
+LEFT = 3
+
 # The task's byte: what keeps a step from being one addition to an int64.
 PLAIN = 0
 FLOATING = 1  # n is a double

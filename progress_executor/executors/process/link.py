@@ -306,7 +306,7 @@ class Link:
         if answer[0] == SKIPPED:
             if future._task.cancel_requested:
                 future._end(error=CancelledError())
-            else:  # it was to be taken back, and had begun already
+            else:  # it was taken back, but an interrupt kept that from being noted
                 self._again.append(given)
             return
         value, error = outcome(answer)
