@@ -432,6 +432,8 @@ class ProgressFuture(Watchable, Future[T]):
                         if self._state not in UNDONE:
                             break
             done = self._state not in UNDONE  # before the last delivery: what ends after it has not been told
+            if waits and task.board.watched:
+                task.board.pump()  # what has ended before is told before
             if task.feed is not None:
                 self._deliver(waits)
             return done

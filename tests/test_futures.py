@@ -213,6 +213,16 @@ def test_a_callback_added_after_the_end_is_told_by_the_next_wait(executor):
     assert [new for old, new in states] == [{"n": 3, "total": 3, "status": "done"}]
 
 
+def test_who_asks_for_a_result_that_is_there_is_told_other_ends(pool):
+    asked, other = (pool.submit(jobs.count, 3) for _ in range(2))
+    watch(asked)
+    states = watch(other)
+    until(lambda: asked.done() and other.done())
+    assert not states
+    asked.result()
+    assert [new for old, new in states] == [{"n": 3, "total": 3, "status": "done"}]
+
+
 def test_a_callback_added_while_the_task_ends_is_told_when_the_executor_is_left(gate):
     with ThreadPoolProgressExecutor() as executor:
         future = executor.submit(jobs.wait_for, gate)

@@ -68,3 +68,16 @@ def test_what_was_given_in_advance_goes_to_an_idle_worker(pool, gate):
     assert behind.result() == 2
     assert not long.done()
     open_gate(gate)
+
+
+def test_a_task_is_running_as_soon_as_its_state_says_so(gate, tmp_path):
+    with make_executor("fork", 1) as one:
+        begun, first = str(tmp_path / "begun"), one.submit(jobs.step_until, gate)
+        behind = one.submit(jobs.step_until, begun)
+        until(lambda: behind._task.slot is not None)
+        with one._workers.links[0]._lock:  # the end of the first one is not heard of
+            open_gate(gate)
+            until(lambda: behind.state["status"] == "running")
+            assert not first.done()
+            assert behind.running()
+        open_gate(begun)

@@ -82,6 +82,10 @@ class ProcessFuture(ProgressFuture[Any]):
 
     _task: ProcessTask
 
+    def running(self) -> bool:
+        # One that was given in advance may have begun before its worker's thread hears of it.
+        return super().running() or (not self.done() and self._task.began() is not None)
+
 
 _PLAIN = frozenset({type(None), bool, int, float, complex})
 _FUNCTIONS = frozenset({types.FunctionType, types.BuiltinFunctionType, type})
