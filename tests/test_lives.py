@@ -595,9 +595,10 @@ def test_cancel_from_many_threads_at_every_moment_ends_in_one_state(kind):
                     assert future.state == {"n": round_ * 10, "total": round_ * 10, "status": "done"}
 
 
-def test_a_task_that_is_cancelled_in_its_last_step_is_cancelled_though_all_is_counted(local_pool, gate):
-    future = local_pool.submit(jobs.wait_in_the_last_step, 3, gate)
-    until(lambda: future.state["n"] == 2)
+def test_a_task_that_is_cancelled_in_its_last_step_is_cancelled_though_all_is_counted(local_pool, gate, tmp_path):
+    entered = tmp_path / "entered"
+    future = local_pool.submit(jobs.wait_in_the_last_step, 3, str(entered), gate)
+    until(entered.exists)
     assert future.cancel()
     open_gate(gate)
     with pytest.raises(CancelledError):
