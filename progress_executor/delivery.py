@@ -167,6 +167,7 @@ class _Afterwards(threading.local):
 
     def __init__(self) -> None:
         self.calls: dict[Callable[[], object], None] = {}
+        self.delivering = False  # whether this thread does
 
     def add(self, fn: Callable[[], object]) -> None:
         self.calls[fn] = None
@@ -267,14 +268,17 @@ class Feed:
 
     def _deliver_alone(self) -> bool:
         """Deliver once; False if another thread does."""
+        outer = afterwards.delivering
         try:
             if not self._lock.acquire(blocking=False):
                 return False
             self._deliverer = threading.get_ident()
+            afterwards.delivering = True
             self._deliver_once()
             return True
         finally:
             if self._lock._is_owned():  # type: ignore[attr-defined]  # not as `acquire` says: Ctrl-C may come as it returns
+                afterwards.delivering = outer
                 self._deliverer = None
                 self._lock.release()
 

@@ -366,6 +366,16 @@ def test_a_done_callback_that_asks_for_the_result_delivers_nothing_in_its_worker
         assert results == [future.result()]
 
 
+def test_many_callbacks_that_ask_for_their_own_result_are_all_told(local_pool):
+    futures, told = [local_pool.submit(str, number) for number in range(1000)], []
+    for future in futures:
+        future.add_progress_callback(lambda old, new, future=future: told.append(future.result()))
+    until(lambda: all(future.done() for future in futures))
+    for future in futures:
+        future.result()
+    assert sorted(told) == sorted(map(str, range(1000)))
+
+
 def test_nested_waits_leave_no_feed_behind(pool):
     """On the board's list of what is to be told, where it would stay while only others are waited for."""
     futures = [pool.submit(jobs.count, n) for n in range(4)]

@@ -576,10 +576,10 @@ def interrupt_leaving(style):
 @pytest.mark.parametrize("kind", POOLS)
 def test_who_leaves_an_executor_sleeps_until_its_tasks_end(kind, style):
     status = Path(f"/proc/self/task/{threading.get_native_id()}/status")
-    naps = []
+    counted = []
 
     def count(_):
-        naps.append(int(re.search(r"^voluntary_ctxt_switches:\s*(\d+)", status.read_text(), re.M)[1]))
+        counted.append(int(re.search(r"^voluntary_ctxt_switches:\s*(\d+)", status.read_text(), re.M)[1]))
 
     def begin(executor):
         executor.submit(jobs.add, 1).result()  # its worker is there
@@ -590,12 +590,17 @@ def test_who_leaves_an_executor_sleeps_until_its_tasks_end(kind, style):
         async with make_executor(kind, 1) as executor:
             begin(executor)
 
-    if style == "asyncio":
-        asyncio.run(leave_in_loop())
-    else:
-        with make_executor(kind, 1) as executor:
-            begin(executor)
-    assert naps[1] - naps[0] < 5
+    def naps():
+        counted.clear()
+        if style == "asyncio":
+            asyncio.run(leave_in_loop())
+        else:
+            with make_executor(kind, 1) as executor:
+                begin(executor)
+        return counted[1] - counted[0]
+
+    # Of three attempts one is enough: on a busy machine a thread sleeps also where it waits for another one.
+    assert any(naps() < 5 for _ in range(3))
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
