@@ -38,7 +38,7 @@ from progress_executor.interrupts import SafeCondition, SigintDeferred
 from progress_executor.tasks import Task
 
 from . import jobs
-from .conftest import DEADLINE, POOLS, START_METHODS, make_executor, until
+from .conftest import DEADLINE, POOLS, START_METHODS, make_executor, open_gate, until
 from .terminal import Terminal
 from .test_exit import run
 
@@ -310,6 +310,36 @@ def test_ctrl_c_twice_in_a_row(kind, moment, style, second, tmp_path):
             program.wait_for(lambda screen: "interrupted" in screen.text)
         program.go_on()
         program.check("interrupted", cleaned, again=True, left=second != "at once")
+
+
+@pytest.mark.parametrize("kind", POOLS)
+def test_a_second_ctrl_c_is_raised_though_tasks_have_not_stopped(kind, gate, monkeypatch):
+    leaving, left = threading.Event(), threading.Event()
+
+    def give_up():
+        left.wait(5)
+        open_gate(gate)
+
+    giving_up = threading.Thread(target=give_up)
+    giving_up.start()
+    with contextlib.suppress(KeyboardInterrupt), make_executor(kind, 1) as executor:
+        future = executor.submit(jobs.wait_for, gate)
+        until(future.running)
+        leave = executor._leave
+
+        def interrupt_once_more():
+            if not leaving.is_set():
+                leaving.set()
+                os.kill(os.getpid(), signal.SIGINT)
+            leave()
+
+        monkeypatch.setattr(executor, "_leave", interrupt_once_more)
+        raise KeyboardInterrupt
+    assert leaving.is_set()
+    assert not future.done()
+    left.set()
+    giving_up.join()
+    executor.shutdown()
 
 
 @pytest.mark.parametrize(("kind", "moment"), combinations(["thread", *START_METHODS], quick=QUICK[1:2]))
