@@ -167,7 +167,7 @@ class _Afterwards(threading.local):
 
     def __init__(self) -> None:
         self.calls: dict[Callable[[], object], None] = {}
-        self.delivering = False  # whether this thread does
+        self.delivering = False  # whether this thread is in the midst of a delivery
 
     def add(self, fn: Callable[[], object]) -> None:
         self.calls[fn] = None
@@ -406,18 +406,23 @@ class Board:
     def pump(self, everyone: bool = False, waited_for: Container[Source] = ()) -> None:
         """Deliver what this thread is to deliver. Pending tasks cost nothing, running ones without callbacks next to it.
 
-        `everyone` is for the thread that leaves the executor: what has ended is told now, whoever watched it.
+        `everyone` is for the thread that leaves the executor: what has ended is told now, whoever watched it. Called in a
+        callback that waits, it delivers what that waits for and nothing else, or callbacks that wait would nest without end.
         """
         if not self.watched:
             return
+        nested = afterwards.delivering
         thread = threading.get_ident()
         try:
             for source in (*self.running.copy(), *self.groups.copy()):  # not tuple(): a task may start meanwhile
                 feed_ = source.feed
-                if feed_ is not None and feed_.driven_by(thread, source in waited_for):
-                    feed_.deliver()
+                if feed_ is not None:
+                    waits = source in waited_for
+                    if (waits or not nested) and feed_.driven_by(thread, waits):
+                        feed_.deliver()
             for feed in self.ended.copy():
-                if everyone or feed.driven_by(thread, feed.task in waited_for) or feed.empty:
+                waits = feed.task in waited_for
+                if everyone or ((waits or not nested) and (feed.empty or feed.driven_by(thread, waits))):
                     self._conclude(feed)
         finally:
             afterwards.run()

@@ -22,7 +22,6 @@ from .delivery import (
     Reader,
     Source,
     Ticker,
-    afterwards,
     waiting,
 )
 from .following import Alarm, Followed, S, States
@@ -433,7 +432,7 @@ class ProgressFuture(Watchable, Future[T]):
                         if self._state not in UNDONE:
                             break
             done = self._state not in UNDONE  # before the last delivery: what ends after it has not been told
-            if waits and task.board.watched and not afterwards.delivering:  # else callbacks that ask would nest without end
+            if waits:
                 task.board.pump()  # what has ended before is told before
             if task.feed is not None:
                 self._deliver(waits)

@@ -90,7 +90,6 @@ class ProgressExecutor(Executor):
     `asyncio.CancelledError`, it cancels them first. `async with` does so without blocking the event loop.
     """
 
-    _block_interrupted = False  # whether its `with` block was left by Ctrl-C: the next one is the second
     _kill_after: float | None = None
     """Seconds after which a task is killed that Ctrl-C has asked to stop."""
 
@@ -175,7 +174,7 @@ class ProgressExecutor(Executor):
             interrupts = self._cancel_pending() if cancel_futures else []
         else:
             interrupts = []
-            interrupted = self._block_interrupted
+            interrupted = self._board.cancelling  # Ctrl-C has left the `with` block: the next one is the second
             try:
                 while True:
                     try:
@@ -266,8 +265,7 @@ class ProgressExecutor(Executor):
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:  # nothing before it: a second Ctrl-C is often close behind the first
-            self._block_interrupted = _is_interrupt(exc_type)
-            interrupts = self._cancel_all() if self._block_interrupted and self._owner == os.getpid() else []
+            interrupts = self._cancel_all() if _is_interrupt(exc_type) and self._owner == os.getpid() else []
             self.shutdown(wait=True)
         except KeyboardInterrupt:
             self._give_up()
