@@ -3,18 +3,18 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ._ambient import current_progress
+from ._executors.base import ProgressExecutor
+from ._executors.sync import SyncProgressExecutor
+from ._executors.thread import ThreadPoolProgressExecutor
+from ._futures import ProgressFuture
+from ._groups import ProgressGroup
 from ._speedups import IMPLEMENTATION, Updater
-from .ambient import current_progress
-from .executors.base import ProgressExecutor
-from .executors.sync import SyncProgressExecutor
-from .executors.thread import ThreadPoolProgressExecutor
-from .futures import ProgressFuture
-from .groups import ProgressGroup
-from .state import GroupState, ProgressState
+from ._state import GroupState, ProgressState
 
 if TYPE_CHECKING:
-    from .executors.dask import DaskProgressExecutor as DaskProgressExecutor
-    from .executors.process import ProcessPoolProgressExecutor, WorkerDied
+    from ._executors.dask import DaskProgressExecutor as DaskProgressExecutor
+    from ._executors.process import ProcessPoolProgressExecutor, WorkerDied
 
 # Without DaskProgressExecutor: `import *` is to work where Dask is not installed.
 __all__ = [
@@ -37,9 +37,9 @@ __version__ = "1.0.0"
 
 # What brings along multiprocessing, or Dask, which not everybody needs, or has.
 _LATE = {
-    "DaskProgressExecutor": ".executors.dask",
-    "ProcessPoolProgressExecutor": ".executors.process",
-    "WorkerDied": ".executors.process",
+    "DaskProgressExecutor": "._executors.dask",
+    "ProcessPoolProgressExecutor": "._executors.process",
+    "WorkerDied": "._executors.process",
 }
 
 

@@ -1,8 +1,8 @@
-"""`python -m progress_executor` runs the demonstration, from `demo.py`: worker processes import no package's `__main__`."""
+"""`python -m progress_executor` runs the demonstration, from `_demo.py`: worker processes import no package's `__main__`."""
 
 import sys
 
-from .demo import main
+from ._demo import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -6,8 +6,8 @@ from asyncio import CancelledError
 from contextlib import suppress
 from math import nan
 
+from progress_executor._slots import EMPTY, Slot
 from progress_executor._speedups._layout import SLOT_SIZE, STATUS_SIZE
-from progress_executor.slots import EMPTY, Slot
 
 
 class OnPurposeError(Exception):

@@ -14,7 +14,7 @@ import pytest
 import tqdm
 
 from progress_executor import ProcessPoolProgressExecutor, SyncProgressExecutor, ThreadPoolProgressExecutor
-from progress_executor.slots import Slot
+from progress_executor._slots import Slot
 
 DEADLINE = 30
 """Seconds after which a wait for an event has failed; no test passes by waiting that long."""

@@ -101,8 +101,8 @@ def load(names):
     from test.support import script_helper
 
     from progress_executor import ProgressFuture
-    from progress_executor.delivery import Board
-    from progress_executor.tasks import Task
+    from progress_executor._monitor import Board
+    from progress_executor._tasks import Task
 
     class Future(ProgressFuture):
         """One that belongs to no executor, under the name that the tests look for in its repr."""

@@ -17,8 +17,8 @@ from multiprocessing.connection import Client
 from pathlib import Path
 
 from progress_executor import current_progress
+from progress_executor._slots import Slot
 from progress_executor._speedups._layout import SEQUENCE, STATUS_BYTE, N
-from progress_executor.slots import Slot
 
 
 def add(a, b=1):

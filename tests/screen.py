@@ -67,15 +67,15 @@ def child(scenario):
     import tqdm.std
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    import progress_executor.bars
+    import progress_executor._bars
     from progress_executor import ThreadPoolProgressExecutor
 
     clock = [1000.0]
     tqdm.std.time = lambda: clock[0]
-    progress_executor.bars.time = lambda: clock[0]
-    progress_executor.bars._CLOCK = 1e9
+    progress_executor._bars.time = lambda: clock[0]
+    progress_executor._bars._CLOCK = 1e9
     if scenario.stock:
-        progress_executor.bars._is_plain = lambda bar: False
+        progress_executor._bars._is_plain = lambda bar: False
     tqdm.tqdm.monitor_interval = 0
     stream = open(os.ttyname(2), "w") if scenario.twist == "file" else sys.stderr  # noqa: SIM115
     log = logging.getLogger("log")
@@ -211,9 +211,9 @@ def child(scenario):
             elif scenario.twist == "delayed" and step == 4:
                 running_for_long |= seen_running
                 clock[0] += 10
-                with_clock, progress_executor.bars._CLOCK = progress_executor.bars._CLOCK, 0
+                with_clock, progress_executor._bars._CLOCK = progress_executor._bars._CLOCK, 0
                 mark()
-                progress_executor.bars._CLOCK = with_clock
+                progress_executor._bars._CLOCK = with_clock
             mark()
         for bar in users:
             bar.close()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from progress_executor import ProgressExecutor, SyncProgressExecutor, Updater, current_progress
-from progress_executor.ambient import current
+from progress_executor._ambient import current
 
 from . import jobs
 from .conftest import DEADLINE, EACH_POOL, START_METHODS, make_executor, open_gate, until

@@ -314,7 +314,7 @@ def test_a_timeout_that_fell_due_while_a_sync_task_ran_is_heard_of_before_its_en
 
 
 def test_a_loop_is_forgotten_when_nothing_is_watched(executor):
-    from progress_executor.delivery import _tickers
+    from progress_executor._monitor import _tickers
 
     async def main():
         futures = [executor.submit(jobs.count, 3) for _ in range(3)]
@@ -325,7 +325,7 @@ def test_a_loop_is_forgotten_when_nothing_is_watched(executor):
 
 
 def test_watching_a_thousand_pending_futures_samples_the_running_ones_only(gate, monkeypatch):
-    from progress_executor.tasks import Task
+    from progress_executor._tasks import Task
 
     sampled = []
     monkeypatch.setattr(Task, "snapshot", lambda self, snapshot=Task.snapshot: (sampled.append(self), snapshot(self))[1])

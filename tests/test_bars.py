@@ -11,7 +11,7 @@ import pytest
 import tqdm
 
 from progress_executor import ProgressGroup
-from progress_executor.delivery import afterwards
+from progress_executor._monitor import afterwards
 
 from . import jobs
 from .conftest import open_gate, until
@@ -273,9 +273,9 @@ def test_no_time_passes_for_a_pending_bar(pool, gate):
 
 
 def test_a_bars_clock_moves_although_nothing_is_reported(pool, bars, gate, monkeypatch):
-    import progress_executor.bars
+    import progress_executor._bars
 
-    monkeypatch.setattr(progress_executor.bars, "_CLOCK", 0.05)
+    monkeypatch.setattr(progress_executor._bars, "_CLOCK", 0.05)
     future = pool.submit(jobs.report_and_wait, 1, 2, "", gate)
     future.add_tqdm_callback(RecordedBar)
     until(lambda: future.state["n"] == 1)
@@ -287,7 +287,7 @@ def test_a_bars_clock_moves_although_nothing_is_reported(pool, bars, gate, monke
 
 
 def test_mininterval_is_kept(pool, bars, monkeypatch):
-    monkeypatch.setattr("progress_executor.bars._CLOCK", 0.001)
+    monkeypatch.setattr("progress_executor._bars._CLOCK", 0.001)
     future = pool.submit(jobs.count_slowly, 50, 0.01)
     future.add_tqdm_callback(RecordedBar)
     bars[0].mininterval = 1000
@@ -297,9 +297,9 @@ def test_mininterval_is_kept(pool, bars, monkeypatch):
 
 
 def test_a_bar_is_drawn_at_once_on_a_machine_that_was_just_started(pool, bars, monkeypatch):
-    import progress_executor.bars
+    import progress_executor._bars
 
-    monkeypatch.setattr(progress_executor.bars, "monotonic", lambda: 0.1)
+    monkeypatch.setattr(progress_executor._bars, "monotonic", lambda: 0.1)
     future = pool.submit(jobs.count_slowly, 50, 0.01)
     future.add_tqdm_callback(RecordedBar)
     bars[0].mininterval = 0.15
@@ -320,7 +320,7 @@ def test_a_tasks_time_ends_with_it_however_late_its_bar_is_drawn_or_made(pool, m
     until(lambda: future.done() and other.done())
     now = tqdm.std.time
     monkeypatch.setattr("tqdm.std.time", lambda: now() + 1000)
-    monkeypatch.setattr("progress_executor.bars.time", lambda: now() + 1000)
+    monkeypatch.setattr("progress_executor._bars.time", lambda: now() + 1000)
     made[0]._time = tqdm.std.time  # it looked up the clock when it was made
     other.add_tqdm_callback(make)
     ProgressGroup([future, other]).add_tqdm_callback(make)

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from progress_executor import ProgressGroup, SyncProgressExecutor, ThreadPoolProgressExecutor, delivery
+from progress_executor import ProgressGroup, SyncProgressExecutor, ThreadPoolProgressExecutor, _monitor
 
 from . import jobs
 from .conftest import CONCURRENT, DEADLINE, LOCAL, make_executor, open_gate, until
@@ -342,7 +342,7 @@ def test_a_callback_that_ctrl_c_kept_from_being_called_is_told_the_next_time(exe
     concurrent.futures.wait([future]) if isinstance(executor, SyncProgressExecutor) else until(future.done)
     later = watch(future)
     with monkeypatch.context() as patched:
-        patched.setattr(delivery, "_tell", raiser(KeyboardInterrupt))
+        patched.setattr(_monitor, "_tell", raiser(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             future.result()
     assert future.result() == 3

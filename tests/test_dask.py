@@ -34,8 +34,8 @@ distributed = pytest.importorskip("distributed", reason="Dask's distributed is n
 import dask  # noqa: E402
 
 from progress_executor import DaskProgressExecutor, __version__  # noqa: E402
-from progress_executor.delivery import INTERVAL  # noqa: E402
-from progress_executor.executors import relay  # noqa: E402
+from progress_executor._executors import relay  # noqa: E402
+from progress_executor._monitor import INTERVAL  # noqa: E402
 
 LOCAL = {"processes": False, "dashboard_address": "127.0.0.1:0"}
 
@@ -172,7 +172,7 @@ def raise_unpicklable():
 
 
 def test_a_worker_without_the_package_says_what_it_needs(executor, monkeypatch):
-    monkeypatch.setitem(sys.modules, "progress_executor.executors", None)
+    monkeypatch.setitem(sys.modules, "progress_executor._executors", None)
     error = executor.submit(jobs.add, 1).exception()
     assert isinstance(error, ImportError)
     assert f"progress-executor {__version__}" in str(error)
@@ -420,7 +420,7 @@ def test_it_is_cancelled_when_no_worker_has_it_and_no_outcome_is_on_the_way(stat
         return {"one": nowhere, "other": answers.get(answer, answer)}
 
     monkeypatch.setattr(client, "_run", run)
-    monkeypatch.setattr("progress_executor.executors.dask._AGAIN", 0.001)
+    monkeypatch.setattr("progress_executor._executors.dask._AGAIN", 0.001)
     future = executor.submit(jobs.add, 1, resources={"none such": 1})
     tell(future, 1, 10)
     task, dask_future = future._task, future._task.dask_future
@@ -441,8 +441,8 @@ def test_it_is_cancelled_when_no_worker_has_it_and_no_outcome_is_on_the_way(stat
 
 
 def test_workers_that_answer_slowly_are_waited_for_longer_each_time(client, monkeypatch):
-    monkeypatch.setattr("progress_executor.executors.dask._PATIENCE", (0.01, DEADLINE))
-    monkeypatch.setattr("progress_executor.executors.dask._AGAIN", 0.001)
+    monkeypatch.setattr("progress_executor._executors.dask._PATIENCE", (0.01, DEADLINE))
+    monkeypatch.setattr("progress_executor._executors.dask._AGAIN", 0.001)
     run = client._run
 
     async def run_slowly(*args, **kwargs):
@@ -661,7 +661,7 @@ def test_a_result_that_was_lost_holds_up_none_that_is_fetched_with_it(executor, 
         return await gather(futures, **kwargs)
 
     monkeypatch.setattr(client, "_gather", lose_the_first)
-    monkeypatch.setattr("progress_executor.executors.dask.INTERVAL", DEADLINE)
+    monkeypatch.setattr("progress_executor._executors.dask.INTERVAL", DEADLINE)
     executor.submit(jobs.add, 0)
     until(lambda: batches)
     futures = [executor.submit(jobs.add, n) for n in (1, 2)]

@@ -18,13 +18,13 @@ from progress_executor import (
     ThreadPoolProgressExecutor,
     Updater,
     WorkerDied,
-    deadlines,
-    slots,
+    _deadlines,
+    _slots,
 )
+from progress_executor._monitor import INTERVAL, Board
+from progress_executor._slots import Slot
 from progress_executor._speedups._layout import STANDS_SINCE, STOOD
-from progress_executor.delivery import INTERVAL, Board
-from progress_executor.slots import Slot
-from progress_executor.tasks import Task
+from progress_executor._tasks import Task
 
 from . import jobs
 from .conftest import CONCURRENT, POOLS, START_METHODS, make_executor, open_gate, until
@@ -40,8 +40,8 @@ class Clock:
 
     def __init__(self, monkeypatch):
         self.passed = self.was_set = 0.0
-        monkeypatch.setattr(deadlines, "monotonic", lambda: time.monotonic() + self.passed)
-        monkeypatch.setattr(deadlines, "time", lambda: time.time() + self.passed + self.was_set)
+        monkeypatch.setattr(_deadlines, "monotonic", lambda: time.monotonic() + self.passed)
+        monkeypatch.setattr(_deadlines, "time", lambda: time.time() + self.passed + self.was_set)
 
 
 @pytest.fixture
@@ -54,14 +54,14 @@ def clock(monkeypatch):
 def looks(monkeypatch):
     """The tasks that the timer has looked at, in order."""
     seen = []
-    look = deadlines._Deadline.look
+    look = _deadlines._Deadline.look
 
     def note(self, task, before):
         answer = look(self, task, before)
         seen.append(task)
         return answer
 
-    monkeypatch.setattr(deadlines._Deadline, "look", note)
+    monkeypatch.setattr(_deadlines._Deadline, "look", note)
     return seen
 
 
@@ -72,7 +72,7 @@ def wait_for_looks(looks, future, count=2):
 
 
 def is_watched(future):
-    return future._task in deadlines._timer._boards.get(future._task.board, ())
+    return future._task in _deadlines._timer._boards.get(future._task.board, ())
 
 
 def start(future):
@@ -296,7 +296,7 @@ def test_a_worker_that_dies_at_the_deadline_fails_its_task(gate):
         with pytest.raises(WorkerDied, match="exit code 0"):
             future.result()
         assert executor.submit(jobs.add, 1).result() == 2
-    until(lambda: deadlines._timer._thread is None)
+    until(lambda: _deadlines._timer._thread is None)
 
 
 def test_who_cancels_before_the_deadline_gets_a_cancelled_future(pool, gate, clock, looks):
@@ -420,18 +420,18 @@ def test_a_deadline_that_is_removed_does_not_pass(pool, clock, looks, gate):
 @pytest.mark.parametrize("replace", [{}, {"timeout": GREAT}])
 def test_a_deadline_that_passes_while_it_is_replaced_does_not_count(pool, monkeypatch, gate, replace):
     future = pool.submit(jobs.step_until, gate)
-    look = deadlines._Deadline.look
+    look = _deadlines._Deadline.look
 
     def look_and_replace(self, task, before):
         answer = look(self, task, before)
         if answer[1] is not None:
-            monkeypatch.setattr(deadlines._Deadline, "look", look)
+            monkeypatch.setattr(_deadlines._Deadline, "look", look)
             future.set_deadline(**replace)
             replaced.set()
         return answer
 
     replaced = threading.Event()
-    monkeypatch.setattr(deadlines._Deadline, "look", look_and_replace)
+    monkeypatch.setattr(_deadlines._Deadline, "look", look_and_replace)
     future.set_deadline(timeout=0.2)
     assert replaced.wait(30)
     n = future.state["n"]
@@ -499,7 +499,7 @@ def test_many_threads_may_set_deadlines_at_once():
             list(setters.map(set_some, range(8)))
             for future in futures:
                 assert isinstance(future.exception(), TimeoutError)
-    until(lambda: deadlines._timer._thread is None)
+    until(lambda: _deadlines._timer._thread is None)
 
 
 def test_tasks_that_end_while_their_deadline_passes_keep_their_values_or_time_out():
@@ -569,7 +569,7 @@ def test_pending_tasks_are_not_looked_at(gate, looks):
 
 
 def test_the_start_of_a_pending_task_is_seen_soon(gate, monkeypatch):
-    monkeypatch.setattr(deadlines, "_AT_MOST", 2 * GREAT)  # it does not wake for anything else
+    monkeypatch.setattr(_deadlines, "_AT_MOST", 2 * GREAT)  # it does not wake for anything else
     with ThreadPoolProgressExecutor(1) as executor:
         blocker = executor.submit(jobs.step_until, gate)
         blocker.set_deadline(timeout=GREAT)
@@ -661,18 +661,18 @@ def test_a_forked_child_has_none_of_its_parents_deadlines_and_may_have_its_own(t
     run(
         """
         import faulthandler
-        from progress_executor import deadlines
+        from progress_executor import _deadlines
 
         gate = sys.argv[1]
         with make_executor("thread", 1) as executor:
             future = executor.submit(jobs.step_until, gate)
             future.set_deadline(timeout=3600)
-            with deadlines._timer._lock:  # as the timer's thread may have it, which the child has not
+            with _deadlines._timer._lock:  # as the timer's thread may have it, which the child has not
                 child = os.fork()
             if not child:
                 faulthandler.dump_traceback_later(30, exit=True)
-                assert not deadlines._timer._boards
-                assert deadlines._timer._thread is None
+                assert not _deadlines._timer._boards
+                assert _deadlines._timer._thread is None
                 with make_executor("thread", 1) as own:
                     late = own.submit(jobs.step_until, "")
                     late.set_deadline(timeout=0.2)
@@ -710,14 +710,14 @@ class Looked:
     def __init__(self, monkeypatch, **seconds):
         self.now = 5000.0
         self.day = 1e9
-        monkeypatch.setattr(deadlines, "monotonic", lambda: self.now)
-        monkeypatch.setattr(deadlines, "time", lambda: self.day)
+        monkeypatch.setattr(_deadlines, "monotonic", lambda: self.now)
+        monkeypatch.setattr(_deadlines, "time", lambda: self.day)
         self.task = Task(Board(), (print, (), {}))
         self.seconds = {"timeout": None, "stall": None, "kill_after": None, **seconds}
         self.set_deadline()
 
     def set_deadline(self):
-        self.deadline = deadlines._Deadline(self.task, **self.seconds)
+        self.deadline = _deadlines._Deadline(self.task, **self.seconds)
         self.before = self.now
 
     def start(self):
@@ -834,7 +834,7 @@ def test_time_in_which_the_machine_stood_still_is_no_stall(looked):
 
 def test_what_stands_still_is_not_stalled_and_goes_on_where_it_was(looked, monkeypatch):
     it = looked(timeout=10, stall=0.5)
-    monkeypatch.setattr(slots, "monotonic", lambda: it.now)
+    monkeypatch.setattr(_slots, "monotonic", lambda: it.now)
     it.start()
     assert it.after(0.1) is None
     it.task.pause(True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import progress_executor
-from progress_executor.demo import digest_folder, standard_library
+from progress_executor._demo import digest_folder, standard_library
 
 from .conftest import DEADLINE, LOCAL, until
 from .terminal import Terminal
@@ -182,7 +182,7 @@ def test_fifos_are_left_alone(folders):
 
 WRITES_MUCH_AND_WAITS_FOR_CTRL_C = """
 import pathlib, signal, sys
-from progress_executor.demo import _clean_ctrl_c
+from progress_executor._demo import _clean_ctrl_c
 try:
     with _clean_ctrl_c():
         print("before\\n" * 800, end="", flush=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import progress_executor
-from progress_executor.delivery import _tickers
+from progress_executor._monitor import _tickers
 
 from .conftest import DEADLINE, LOCAL
 from .terminal import Terminal

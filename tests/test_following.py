@@ -14,10 +14,10 @@ import weakref
 
 import pytest
 
-from progress_executor import ProgressGroup, SyncProgressExecutor, ThreadPoolProgressExecutor, following
-from progress_executor.delivery import _tickers
-from progress_executor.executors.sync import SyncTask
-from progress_executor.tasks import Task
+from progress_executor import ProgressGroup, SyncProgressExecutor, ThreadPoolProgressExecutor, _following
+from progress_executor._executors.sync import SyncTask
+from progress_executor._monitor import _tickers
+from progress_executor._tasks import Task
 
 from . import jobs
 from .conftest import DEADLINE, open_gate, until
@@ -153,7 +153,7 @@ def test_a_turn_waits_for_the_interval(pool, gate, form, monkeypatch):
         looks.append(time.monotonic())
         return looks[-1]
 
-    monkeypatch.setattr(following, "monotonic", look)
+    monkeypatch.setattr(_following, "monotonic", look)
     follower = Follower(future, form, 0.05, lambda state: moments.append(looks[-1]))
     until(lambda: len(moments) > 4)
     open_gate(gate)

@@ -17,7 +17,7 @@ from progress_executor import (
     ProgressGroup,
     SyncProgressExecutor,
     ThreadPoolProgressExecutor,
-    deadlines,
+    _deadlines,
 )
 
 from . import jobs
@@ -220,7 +220,7 @@ def test_the_deadline_of_a_group_can_be_removed(pool, gate):
     group = ProgressGroup([pool.submit(jobs.step_until, gate) for _ in range(4)])
     group.set_deadline(timeout=1000)
     group.set_deadline()
-    assert not any(future._task in deadlines._timer._boards.get(future._task.board, ()) for future in group.futures)
+    assert not any(future._task in _deadlines._timer._boards.get(future._task.board, ()) for future in group.futures)
     open_gate(gate)
     group.result()
 

@@ -28,14 +28,14 @@ from progress_executor import (
     SyncProgressExecutor,
     ThreadPoolProgressExecutor,
 )
-from progress_executor.delivery import Board
-from progress_executor.executors.crew import Crew, PoolExecutor
-from progress_executor.executors.process.link import Link
-from progress_executor.executors.process.pool import Workers
-from progress_executor.executors.process.task import ProcessTask
-from progress_executor.executors.sync import SyncFuture, SyncTask
-from progress_executor.interrupts import SafeCondition, SigintDeferred
-from progress_executor.tasks import Task
+from progress_executor._executors.crew import Crew, PoolExecutor
+from progress_executor._executors.process.link import Link
+from progress_executor._executors.process.pool import Workers
+from progress_executor._executors.process.task import ProcessTask
+from progress_executor._executors.sync import SyncFuture, SyncTask
+from progress_executor._interrupts import SafeCondition, SigintDeferred
+from progress_executor._monitor import Board
+from progress_executor._tasks import Task
 
 from . import jobs
 from .conftest import DEADLINE, POOLS, START_METHODS, make_executor, open_gate, until

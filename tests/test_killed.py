@@ -15,8 +15,8 @@ from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
-from progress_executor import ProgressGroup, WorkerDied, slots
-from progress_executor.slots import Slot
+from progress_executor import ProgressGroup, WorkerDied, _slots
+from progress_executor._slots import Slot
 
 from . import jobs
 from .conftest import DEADLINE, START_METHODS, alive, make_executor, open_gate, session, until
@@ -498,7 +498,7 @@ def test_a_worker_killed_between_two_stores_leaves_no_progress_if_nobody_had_loo
 def test_nobody_waits_for_the_writer_that_died(process_pool, tmp_path, monkeypatch):
     # For the final state of a task that goes on, a writer that waits for its processor is waited for.
     waited = []
-    monkeypatch.setattr(slots, "sleep", waited.append)
+    monkeypatch.setattr(_slots, "sleep", waited.append)
     scene = Scene(process_pool, tmp_path, jobs.die_between_two_stores)
     scene.strike()
     scene.check()
@@ -522,7 +522,7 @@ def test_a_state_written_by_half_is_read_without_waiting(process_pool, tmp_path,
     open_gate(tmp_path / "half")
     until(lambda: future._task.slot._words[jobs.SEQUENCE] & 1, "the half of a write")
     waited = []
-    monkeypatch.setattr(slots, "sleep", waited.append)
+    monkeypatch.setattr(_slots, "sleep", waited.append)
     assert future.state == DYING
     assert waited
     assert not any(waited)

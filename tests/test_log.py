@@ -26,9 +26,10 @@ from progress_executor import (
     ProgressGroup,
     SyncProgressExecutor,
     ThreadPoolProgressExecutor,
-    delivery,
-    tasks,
+    _monitor,
+    _tasks,
 )
+from progress_executor._slots import Slot
 from progress_executor._speedups._layout import (
     FRAME_SIZE,
     GAVE_UP,
@@ -41,7 +42,6 @@ from progress_executor._speedups._layout import (
     SLOT_SIZE,
     TEXT_SIZE,
 )
-from progress_executor.slots import Slot
 
 from . import jobs
 from .conftest import CONCURRENT, DEADLINE, make_executor, open_gate, until
@@ -376,7 +376,7 @@ def test_a_signal_handler_that_delivers_while_another_begins_to_listen_loses_and
     gates = [str(tmp_path / name) for name in "ab"]
     interruptions = []
 
-    class Interrupting(delivery.Said):
+    class Interrupting(_monitor.Said):
         @property
         def told(self):
             if not interruptions:
@@ -442,7 +442,7 @@ def test_a_group_of_many_that_have_spoken_is_listened_to_at_once(executor):
 
 
 def test_of_what_nobody_is_told_the_last_texts_are_kept(monkeypatch):
-    for module in (delivery, tasks):
+    for module in (_monitor, _tasks):
         monkeypatch.setattr(module, "KEPT", 50)
     with SyncProgressExecutor() as executor:
         future = executor.submit(jobs.say, numbers(2000, 100))
@@ -778,7 +778,7 @@ def test_rich_prints_them_once_and_as_they_are(executor):
 
 @pytest.mark.skipif("dask" not in CONCURRENT, reason="the extra progress-executor[dask] is not installed")
 def test_on_dask_only_what_is_listened_to_is_sent(gate, monkeypatch):
-    from progress_executor.executors import relay
+    from progress_executor._executors import relay
 
     news, tell = [], relay.Attempt.news
 

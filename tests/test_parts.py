@@ -19,6 +19,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from progress_executor import ProgressGroup, SyncProgressExecutor, Updater
+from progress_executor._slots import EMPTY, Slot
 from progress_executor._speedups import _parts, _updater
 from progress_executor._speedups._layout import (
     ALONE,
@@ -38,8 +39,7 @@ from progress_executor._speedups._layout import (
     STARTED_AT,
     N,
 )
-from progress_executor.slots import EMPTY, Slot
-from progress_executor.state import drawable
+from progress_executor._state import drawable
 
 from .conftest import CONCURRENT, DEADLINE, make_executor, open_gate, until
 from .test_build import TOP

@@ -17,8 +17,8 @@ import tqdm
 
 import progress_executor
 from progress_executor import ProgressGroup, SyncProgressExecutor, Updater
+from progress_executor._slots import Slot
 from progress_executor._speedups import _waiting
-from progress_executor.slots import Slot
 
 from . import jobs
 from .conftest import CONCURRENT, DEADLINE, POOLS, START_METHODS, make_executor, open_gate, session, until

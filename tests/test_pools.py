@@ -16,8 +16,8 @@ from multiprocessing.connection import Connection
 import pytest
 
 from progress_executor import ProcessPoolProgressExecutor, ThreadPoolProgressExecutor, WorkerDied
-from progress_executor.executors.crew import Crew
-from progress_executor.executors.process import link as links
+from progress_executor._executors.crew import Crew
+from progress_executor._executors.process import link as links
 
 from . import jobs
 from .conftest import DEADLINE, START_METHODS, alive, make_executor, open_gate, until

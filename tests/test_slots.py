@@ -13,7 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from progress_executor import slots
+from progress_executor import _slots
+from progress_executor._executors.process.memory import SharedMemory
+from progress_executor._executors.process.worker import _end_with_caller
+from progress_executor._monitor import Board
+from progress_executor._slots import EMPTY, Slot
 from progress_executor._speedups._layout import (
     ASKED,
     CALLER_BYTE,
@@ -45,11 +49,7 @@ from progress_executor._speedups._layout import (
     TOTAL_KIND_BYTE,
     N,
 )
-from progress_executor.delivery import Board
-from progress_executor.executors.process.memory import SharedMemory
-from progress_executor.executors.process.worker import _end_with_caller
-from progress_executor.slots import EMPTY, Slot
-from progress_executor.tasks import Task
+from progress_executor._tasks import Task
 
 from .conftest import DEADLINE, IMPLEMENTATIONS, until
 
@@ -146,7 +146,7 @@ def test_the_final_state_waits_for_a_write_whose_thread_waits_for_a_processor(sl
         if len(pauses) == 300:
             slot.buffer.cast("q")[SEQUENCE] += 1
 
-    monkeypatch.setattr(slots, "sleep", end_the_write_at_last)
+    monkeypatch.setattr(_slots, "sleep", end_the_write_at_last)
     task.finish("done")
     assert task.snapshot() == {"n": 42, "total": None, "status": "done"}
     assert pauses[-1] > 0  # and not only the GIL
@@ -320,7 +320,7 @@ def test_the_reader_has_a_fence_before_and_behind_what_it_reads(slot, monkeypatc
             return self.words[index]
 
     seen = []
-    monkeypatch.setattr(slots, "fence", lambda: seen.append("fence"))
+    monkeypatch.setattr(_slots, "fence", lambda: seen.append("fence"))
     slot._words = Words(slot._words)
     slot.snapshot()
     assert [step for step in seen if step != SAID] == [SEQUENCE, "fence", N, "fence", SEQUENCE]
@@ -344,7 +344,7 @@ def test_the_reader_of_a_text_has_a_fence_before_it_reads_it_and_before_it_makes
         seen.append(slot._words[HEARD])
         slot.buffer[RING_BYTE + FRAME_SIZE] = ord("n" if len(seen) == 1 else "?")
 
-    monkeypatch.setattr(slots, "fence", fence)
+    monkeypatch.setattr(_slots, "fence", fence)
     assert slot.take() == ["next"]
     assert seen == [0, 0]
     assert slot._words[HEARD] == FRAME_SIZE + 4
@@ -355,11 +355,11 @@ def test_the_reader_of_a_text_has_a_fence_before_it_reads_it_and_before_it_makes
     [(Slot.cancel, CALLER_BYTE, CANCEL, CANCEL), (Slot.take_back, TAKEN_BACK_BYTE, ASKED, TAKEN)],
 )
 def test_who_stops_a_task_and_who_starts_it_fence_before_a_look(slot, monkeypatch, stop, byte, asks, stopped):
-    monkeypatch.setattr(slots, "fence", lambda: slot.buffer.__setitem__(byte, stopped))
+    monkeypatch.setattr(_slots, "fence", lambda: slot.buffer.__setitem__(byte, stopped))
     assert not slot.may_begin()
     seen = []
     slot = slot.renewed()
-    monkeypatch.setattr(slots, "fence", lambda: seen.append(slot.buffer[byte]) or slot.start(time.time()))
+    monkeypatch.setattr(_slots, "fence", lambda: seen.append(slot.buffer[byte]) or slot.start(time.time()))
     assert not stop(slot)  # it has begun meanwhile
     assert seen == [asks]
 
@@ -369,13 +369,13 @@ def test_a_start_and_a_take_back_that_see_each_other_agree(monkeypatch):
     worker = threading.Thread(target=lambda: began.append(slot.may_begin()))
 
     def start_meanwhile():
-        monkeypatch.setattr(slots, "fence", lambda: None)
+        monkeypatch.setattr(_slots, "fence", lambda: None)
         slot.start(time.time())
         worker.start()
         until(lambda: waits or began)
 
-    monkeypatch.setattr(slots, "fence", start_meanwhile)
-    monkeypatch.setattr(slots, "sleep", lambda seconds: waits.append(seconds) or time.sleep(seconds))
+    monkeypatch.setattr(_slots, "fence", start_meanwhile)
+    monkeypatch.setattr(_slots, "sleep", lambda seconds: waits.append(seconds) or time.sleep(seconds))
     taken = slot.take_back()
     worker.join(DEADLINE)
     assert (taken, began) == (False, [True])
@@ -476,7 +476,7 @@ def read_with(monkeypatch):
 
     def set_(reader):
         module = pytest.importorskip(IMPLEMENTATIONS[reader], reason="the compiled form, _updater_c, was not built")
-        monkeypatch.setattr(slots, "fence", module.fence)
+        monkeypatch.setattr(_slots, "fence", module.fence)
 
     return set_
 

@@ -24,8 +24,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from progress_executor._slots import EMPTY, Slot
 from progress_executor._speedups._layout import STATUS_SIZE
-from progress_executor.slots import EMPTY, Slot
 
 from .conftest import IMPLEMENTATIONS, load
 

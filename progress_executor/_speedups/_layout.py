@@ -1,4 +1,4 @@
-"""Where each field of a slot lies: what the writer (`_updater.py`) and the reader (`slots.py`) have to agree on.
+"""Where each field of a slot lies: what the writer (`_updater.py`) and the reader (`_slots.py`) have to agree on.
 
 A slot is `SLOT_SIZE` bytes, aligned to a cache line, in the byte order of the machine. Offsets are in 8-byte words, apart
 from those that end in `_BYTE`. The caller writes bytes 0 and 2 and words 56 to 88; the rest is the task's.

@@ -56,7 +56,7 @@ from ._speedups._layout import (
     N,
     encoded,
 )
-from .state import PAUSED, PENDING, RUNNING, ProgressState
+from ._state import PAUSED, PENDING, RUNNING, ProgressState
 
 _NEVER = 1e12
 """Seconds that no clock shows: what is beyond was written by no task, and bars could not calculate with it."""

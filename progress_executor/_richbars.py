@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 from time import time
 from typing import TYPE_CHECKING, Any
 
-from .delivery import Said, Watched
-from .interrupts import SigintDeferred
-from .state import ProgressState, drawable, on_one_line, printable
+from ._interrupts import SigintDeferred
+from ._monitor import Said, Watched
+from ._state import ProgressState, drawable, on_one_line, printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress

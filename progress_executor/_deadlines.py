@@ -12,10 +12,10 @@ from time import monotonic, time
 from typing import Protocol, cast
 from weakref import WeakKeyDictionary
 
-from .delivery import INTERVAL, Board, logger
-from .interrupts import SafeCondition, SigintDeferred
-from .state import PAUSED, ProgressState
-from .tasks import Task
+from ._interrupts import SafeCondition, SigintDeferred
+from ._monitor import INTERVAL, Board, logger
+from ._state import PAUSED, ProgressState
+from ._tasks import Task
 
 _AT_MOST = 1.0
 """Seconds between two looks where nothing is due: to see that there is nothing left to watch."""

@@ -13,12 +13,12 @@ from functools import partial
 from time import time
 from typing import Any, Generic, TypeVar
 
-from .delivery import INTERVAL, Board, Feed, Listener, Ticker, waiting
-from .following import Alarm
-from .futures import UNDONE, ProgressFuture, Watch, Watchable, check_message, message_of
-from .interrupts import SafeCondition, call_each
-from .state import CANCELLED, DONE, FAILED, PAUSED, PENDING, RUNNING, GroupState, ProgressState
-from .tasks import Task
+from ._following import Alarm
+from ._futures import UNDONE, ProgressFuture, Watch, Watchable, check_message, message_of
+from ._interrupts import SafeCondition, call_each
+from ._monitor import INTERVAL, Board, Feed, Listener, Ticker, waiting
+from ._state import CANCELLED, DONE, FAILED, PAUSED, PENDING, RUNNING, GroupState, ProgressState
+from ._tasks import Task
 
 T = TypeVar("T")
 

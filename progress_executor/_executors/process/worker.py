@@ -10,10 +10,10 @@ from multiprocessing.connection import Connection
 from time import time
 from typing import Any
 
+from ..._ambient import current
+from ..._slots import Slot
 from ..._speedups import Updater
 from ..._speedups._layout import SLOT_SIZE
-from ...ambient import current
-from ...slots import Slot
 from .memory import SharedMemory
 from .wire import (
     FAILED,

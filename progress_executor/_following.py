@@ -10,9 +10,9 @@ from math import inf
 from time import monotonic
 from typing import Generic, Protocol, Self, TypeVar
 
-from .delivery import INTERVAL, Source, Ticker
-from .state import ProgressState
-from .tasks import wake_loop
+from ._monitor import INTERVAL, Source, Ticker
+from ._state import ProgressState
+from ._tasks import wake_loop
 
 _LEAST = 0.005
 """Seconds between two looks at a state that has not changed."""

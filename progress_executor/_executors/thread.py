@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.thread import BrokenThreadPool
 from typing import Any
 
-from ..futures import ProgressFuture
-from ..tasks import Call, Task
+from .._futures import ProgressFuture
+from .._tasks import Call, Task
 from .crew import Crew, PoolExecutor, check_initializer, checked_max_workers, processors
 
 _logger = logging.getLogger("concurrent.futures")

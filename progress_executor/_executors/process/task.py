@@ -4,10 +4,10 @@ import types
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ...deadlines import checked_seconds
-from ...futures import ProgressFuture
-from ...slots import Slot
-from ...tasks import Call, Task
+from ..._deadlines import checked_seconds
+from ..._futures import ProgressFuture
+from ..._slots import Slot
+from ..._tasks import Call, Task
 
 if TYPE_CHECKING:
     from .link import Link

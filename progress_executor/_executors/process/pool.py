@@ -10,8 +10,8 @@ from functools import partial
 from multiprocessing.context import BaseContext
 from typing import Any
 
-from ...deadlines import checked_seconds, kill_later
-from ...tasks import Call
+from ..._deadlines import checked_seconds, kill_later
+from ..._tasks import Call
 from ..crew import Crew, PoolExecutor, check_initializer, checked_max_workers, processors
 from .launch import Forker
 from .link import IN_ADVANCE, MEMORY_SIZE, Link

@@ -17,11 +17,11 @@ from distributed import get_worker
 from distributed.core import Status
 from distributed.protocol.pickle import dumps
 
+from .._ambient import current
+from .._monitor import INTERVAL
+from .._slots import Slot
 from .._speedups import Updater
-from ..ambient import current
-from ..delivery import INTERVAL
-from ..slots import Slot
-from ..state import CANCELLED, DONE, FAILED, ProgressState
+from .._state import CANCELLED, DONE, FAILED, ProgressState
 
 if TYPE_CHECKING:
     from distributed import Worker

@@ -17,8 +17,8 @@ from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, Generic, NoReturn, TypeVar
 
-from ..futures import ProgressFuture
-from ..interrupts import SigintDeferred
+from .._futures import ProgressFuture
+from .._interrupts import SigintDeferred
 from . import base
 from .base import End, ProgressExecutor
 

@@ -35,7 +35,7 @@ CHUNK = 1 << 20
 def _on_dask(workers: int, scheduler: str | None) -> Iterator[ProgressExecutor]:
     from distributed import Client
 
-    from .executors.dask import DaskProgressExecutor, local_client
+    from ._executors.dask import DaskProgressExecutor, local_client
 
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # of a lost scheduler `main` tells, in one line
     if scheduler is None:

@@ -16,13 +16,13 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
 
+from .._deadlines import kill_later, look_for_the_thread
+from .._following import Alarm
+from .._futures import ProgressFuture
+from .._interrupts import SafeCondition, SigintDeferred, call_each
+from .._monitor import INTERVAL, Board, logger
 from .._speedups import Updater
-from ..deadlines import kill_later, look_for_the_thread
-from ..delivery import INTERVAL, Board, logger
-from ..following import Alarm
-from ..futures import ProgressFuture
-from ..interrupts import SafeCondition, SigintDeferred, call_each
-from ..tasks import Call, takes_progress
+from .._tasks import Call, takes_progress
 
 T = TypeVar("T")
 

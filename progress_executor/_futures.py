@@ -9,9 +9,11 @@ from concurrent.futures import BrokenExecutor, CancelledError, Future, InvalidSt
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from . import state as status
-from .deadlines import kill_later, set_deadline
-from .delivery import (
+from . import _state as status
+from ._deadlines import kill_later, set_deadline
+from ._following import Alarm, Followed, S, States
+from ._interrupts import SafeCondition, SigintDeferred, in_main_thread
+from ._monitor import (
     INTERVAL,
     Callback,
     DeliveringEvent,
@@ -24,15 +26,13 @@ from .delivery import (
     Ticker,
     waiting,
 )
-from .following import Alarm, Followed, S, States
-from .interrupts import SafeCondition, SigintDeferred, in_main_thread
-from .state import ProgressState
-from .tasks import Task
+from ._state import ProgressState
+from ._tasks import Task
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from .bars import Trigger
+    from ._bars import Trigger
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -118,7 +118,7 @@ class Watchable:
 
         What the task says with `progress.log` is written above the bars.
         """
-        from .bars import TqdmBar  # tqdm is imported when the first bar is wanted
+        from ._bars import TqdmBar  # tqdm is imported when the first bar is wanted
 
         if triggers is not None and trigger is not None:
             raise TypeError("trigger is another name for triggers: give one of them")
@@ -131,7 +131,7 @@ class Watchable:
         `fields` are those of its `add_task`, such as `description`. The status is in the row's field `status`, for a
         `TextColumn("{task.fields[status]}", markup=False)`, say. What the task says is printed on the console of `progress`.
         """
-        from .richbars import RichBar
+        from ._richbars import RichBar
 
         self._add(RichBar(progress, fields, self))
 

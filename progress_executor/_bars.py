@@ -16,9 +16,9 @@ from math import inf
 from time import monotonic, time
 from typing import Any, ClassVar, Literal, get_args
 
-from .delivery import INTERVAL, Said, Watched, afterwards, logger
-from .interrupts import SigintDeferred
-from .state import CANCELLED, DONE, ProgressState, drawable, on_one_line, printable
+from ._interrupts import SigintDeferred
+from ._monitor import INTERVAL, Said, Watched, afterwards, logger
+from ._state import CANCELLED, DONE, ProgressState, drawable, on_one_line, printable
 
 Trigger = Literal["now", "running", "cancelled"]
 _TRIGGERS: tuple[str, ...] = get_args(Trigger)

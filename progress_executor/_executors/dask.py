@@ -34,11 +34,11 @@ except ImportError as error:
     raise ImportError("DaskProgressExecutor needs Dask's distributed: install progress-executor[dask]") from error
 
 from .. import __version__
-from ..delivery import INTERVAL, KEPT, Board, Feed, logger
-from ..futures import ProgressFuture, check_message
-from ..interrupts import SigintDeferred
-from ..state import CANCELLED, DONE, PAUSED, RUNNING, ProgressState
-from ..tasks import Call, Task, takes_progress
+from .._futures import ProgressFuture, check_message
+from .._interrupts import SigintDeferred
+from .._monitor import INTERVAL, KEPT, Board, Feed, logger
+from .._state import CANCELLED, DONE, PAUSED, RUNNING, ProgressState
+from .._tasks import Call, Task, takes_progress
 from .base import ProgressExecutor, executors_to_leave
 from .relay import News, Outcome, Packed
 
@@ -572,7 +572,7 @@ class _ByValue:
 def _run(packet: bytes, *values: Any) -> Any:
     try:
         import progress_executor
-        from progress_executor.executors import relay
+        from progress_executor._executors import relay
 
         # `__version__` is the client's, which came along. In another version the tuples may be others.
         if progress_executor.__version__ != __version__:
@@ -584,13 +584,13 @@ def _run(packet: bytes, *values: Any) -> Any:
 
 
 def _cancel(topic: str, reasons: dict[int, str | None], dask_worker: Any) -> tuple[list[int], list[int]]:
-    from progress_executor.executors import relay
+    from progress_executor._executors import relay
 
     return relay.Relay.of(dask_worker).cancel(topic, reasons)
 
 
 def _instruct(topic: str, wanted: dict[int, tuple[bool, bool]], dask_worker: Any) -> None:
-    from progress_executor.executors import relay
+    from progress_executor._executors import relay
 
     relay.Relay.of(dask_worker).instruct(topic, wanted)
 

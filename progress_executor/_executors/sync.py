@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from typing import Any
 
-from ..delivery import Board, Ticker
-from ..futures import ProgressFuture
-from ..interrupts import SigintDeferred
-from ..tasks import Call, Task
+from .._futures import ProgressFuture
+from .._interrupts import SigintDeferred
+from .._monitor import Board, Ticker
+from .._tasks import Call, Task
 from .base import ProgressExecutor
 
 _numbers = itertools.count()

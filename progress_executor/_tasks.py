@@ -15,12 +15,12 @@ from types import CodeType, FunctionType, MethodType
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from ._ambient import current
+from ._interrupts import SigintDeferred
+from ._monitor import INTERVAL, KEPT, Board, Feed, Said, Ticker
+from ._slots import LAST_TRIES, Slot
 from ._speedups import Updater
-from .ambient import current
-from .delivery import INTERVAL, KEPT, Board, Feed, Said, Ticker
-from .interrupts import SigintDeferred
-from .slots import LAST_TRIES, Slot
-from .state import CANCELLED, DONE, FAILED, PENDING, RUNNING, ProgressState
+from ._state import CANCELLED, DONE, FAILED, PENDING, RUNNING, ProgressState
 
 
 def wake_loop(waiter: "asyncio.Future[None]") -> None:

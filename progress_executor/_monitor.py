@@ -16,8 +16,8 @@ from collections.abc import Callable, Container, Iterable, Iterator
 from time import monotonic
 from typing import Any, Protocol
 
-from .interrupts import SafeCondition
-from .state import PENDING, ProgressState
+from ._interrupts import SafeCondition
+from ._state import PENDING, ProgressState
 
 INTERVAL = 0.1
 """Seconds between two calls of a callback, unless `check_for_progress` was given another interval."""

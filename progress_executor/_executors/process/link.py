@@ -24,11 +24,11 @@ from pickle import PicklingError
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
+from ..._interrupts import call_each
+from ..._slots import Slot
 from ..._speedups._layout import SLOT_SIZE
-from ...interrupts import call_each
-from ...slots import Slot
-from ...state import ProgressState
-from ...tasks import Task, takes_progress
+from ..._state import ProgressState
+from ..._tasks import Task, takes_progress
 from .launch import PATIENCE, Launched, launch
 from .memory import SharedMemory
 from .task import ProcessFuture
