@@ -41,6 +41,8 @@ def extensions() -> list[Extension]:
             Extension(
                 "progress_executor._speedups._updater_c",
                 ["progress_executor/_speedups/_updater.py"],
+                include_dirs=["progress_executor/_speedups"],
+                depends=["progress_executor/_speedups/_step.h"],
                 # Debug symbols are four fifths of the file.
                 extra_compile_args=["/O2"] if sys.platform == "win32" else ["-O3", "-g0"],
             )

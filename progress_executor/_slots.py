@@ -4,43 +4,34 @@ The writer's side is `_speedups/_updater.py`; both follow `_speedups/_layout.py`
 any bytes give a valid state.
 """
 
-import struct
 import sys
-from math import inf, isfinite
+from math import copysign, isfinite
+from sys import float_info
 from time import monotonic, sleep
 from typing import Any
 
 from ._speedups import fence
 from ._speedups._layout import (
-    ALONE,
     ASKED,
-    BIG,
     CALLER_BYTE,
     CANCEL,
     FLOAT,
-    FRAME_SIZE,
     GO,
-    HEARD,
+    INSIDE,
+    INSIDE_KIND_BYTE,
     INT,
     LEFT,
     LISTENS_BYTE,
-    LOST,
     MESSAGE_BYTE,
     MESSAGE_LENGTH_BYTE,
     MESSAGE_SIZE,
-    N_KIND_BYTE,
+    NO_FLOAT,
     NONE,
-    NUMBER_SIZE,
-    PART_BYTE,
+    OPEN_BYTE,
     PAUSE,
     PAUSE_BYTE,
-    PLUS,
+    PUBLISH_BYTE,
     RECORD_END,
-    RING_BYTE,
-    RING_SIZE,
-    SAID,
-    SCALE,
-    SCALED,
     SEQUENCE,
     SLOT_SIZE,
     STANDS_SINCE,
@@ -66,42 +57,31 @@ LAST_TRIES = 500
 """For the final state, which nobody reads again: those beyond the usual ones take some 0.1 s."""
 
 _empty = bytearray(SLOT_SIZE)
-_empty[TOTAL_KIND_BYTE] = NONE
+memoryview(_empty).cast("q")[N + 1] = NO_FLOAT
 EMPTY = bytes(_empty)
 """The bytes of a slot that nobody wrote to: n is 0, total unknown, not started."""
 
-_BLANK = EMPTY[:RING_BYTE]
-"""Of what is behind it nothing counts then."""
-
-_Scale = tuple[float, float, float, float]
-"""low, high, first, last: what the n of a task with parts is calculated from, see `_layout.py`."""
-
-# The sequence, the kind of n in the slot, its scale and the state of the last snapshot.
-_AT_FIRST: tuple[int, int, _Scale | None, ProgressState] = 0, INT, None, ProgressState(n=0, total=None, status=RUNNING)
+# The sequence, how much the parts have counted and the state of the last snapshot.
+_AT_FIRST: tuple[int, int | float, ProgressState] = 0, 0, ProgressState(n=0, total=None, status=RUNNING)
 
 
 class Slot:
     """One slot, in a writable buffer of `SLOT_SIZE` bytes (by default, memory of its own) that holds `EMPTY`."""
 
-    __slots__ = ("_doubles", "_known", "_words", "buffer", "spoke")
-
-    spoke: bool
-    """Whether the task had said something when the last snapshot was taken."""
+    __slots__ = ("_doubles", "_known", "_words", "buffer")
 
     def __init__(self, buffer: Any = None) -> None:
         self.buffer = memoryview(bytearray(EMPTY) if buffer is None else buffer)
         self._words = self.buffer.cast("q")
         self._doubles = self.buffer.cast("d")
         self._known = _AT_FIRST
-        self.spoke = False
 
     def renewed(self) -> "Slot":
         """The slot of a new task, in the same memory. Not the same object: somebody may still read of the old one's."""
         slot = Slot.__new__(Slot)
         slot.buffer, slot._words, slot._doubles = self.buffer, self._words, self._doubles
-        slot.buffer[:RING_BYTE] = _BLANK
+        slot.buffer[:] = EMPTY
         slot._known = _AT_FIRST
-        slot.spoke = False
         return slot
 
     def start(self, now: float) -> None:
@@ -117,17 +97,15 @@ class Slot:
     @property
     def blank(self) -> bool:
         """Whether nothing was reported, or what makes no difference."""
-        return not self._words[SEQUENCE] and not self._words[N]
+        return not self._words[SEQUENCE] and not self._words[N] and self._words[N + 1] == NO_FLOAT
 
     @property
-    def unheard(self) -> bool:
-        """Whether there is something to take."""
-        return self._words[SAID] != self._words[HEARD]
+    def pulse(self) -> tuple[int, int, int]:
+        """What each report changes, also one that the state does not show: of a part whose total is unknown, say.
 
-    @property
-    def pulse(self) -> tuple[int, int]:
-        """What each report changes, also one that the state does not show: of a part whose total is unknown, say."""
-        return self._words[SEQUENCE], self._words[N]
+        The steps of parts show when a snapshot has asked for them.
+        """
+        return self._words[SEQUENCE], self._words[N], self._words[N + 1]
 
     @property
     def stood(self) -> float:
@@ -154,35 +132,10 @@ class Slot:
         """Have the task wait for room, a moment, where the ring is full, as somebody takes out what it says; or no more."""
         self.buffer[LISTENS_BYTE] = listens
 
+    spoke = unheard = False
+
     def take(self, last: bool = False) -> list[str]:
-        """What the task has said since the last call, one text each; how many found no room is told where they were.
-
-        `last`: also those after which none came. The task writes a text and then, behind a fence, how far it has written; so
-        what is read here is whole, also if it was killed. Of two threads that call this each might have all of it.
-        """
-        said, heard = self._words[SAID], self._words[HEARD]
-        texts: list[str] = []
-        if said != heard:
-            fence()
-            data = self._in_ring(heard, said - heard) if 0 < said - heard <= RING_SIZE else b""
-            fence()
-            self._words[HEARD] = said
-            at = 0
-            while at + FRAME_SIZE <= len(data):
-                length, lost = struct.unpack_from("II", data, at)
-                if lost:
-                    texts.append(_told_as_lost(lost))
-                at += FRAME_SIZE
-                texts.append(data[at : at + length].decode("utf-8", "replace"))
-                at += length
-        if last and self._words[LOST] > 0:
-            texts.append(_told_as_lost(self._words[LOST]))
-        return texts
-
-    def _in_ring(self, start: int, size: int) -> bytes:
-        ring = self.buffer[RING_BYTE:]
-        at = start % RING_SIZE
-        return bytes(ring[at : at + size]) + bytes(ring[: max(at + size - RING_SIZE, 0)])
+        return []
 
     def take_back(self) -> bool:
         """Have a task that was given in advance not begin; False if it has begun."""
@@ -210,12 +163,14 @@ class Slot:
     def snapshot(self, tries: int = _TRIES) -> ProgressState:
         """n, total and status, all from the same write.
 
+        Asks a task that has open parts to publish what they have counted, for the next snapshot.
+
         Gives up after `tries` torn reads and returns the last consistent snapshot: a worker killed between two
         stores leaves the sequence odd for ever.
 
         This is a seqlock: the writer makes the sequence odd, writes, makes it even; what was read between two equal even
-        values is from one write. Where that value is the last snapshot's, only n can be new: a step changes n alone, without
-        the sequence, in one store of 8 aligned bytes, which a 64-bit processor does whole.
+        values is from one write. Where that value is the last snapshot's, only the counters can be new: a step changes one
+        of them, without the sequence, in one store of 8 aligned bytes, which a 64-bit processor does whole.
 
         The stores have to be seen in their order, and the loads to be made in theirs. x86 does that by itself, ARM does not:
         hence a fence on either side of what is written, and of what is read, between it and the sequence. A step's store has
@@ -227,20 +182,21 @@ class Slot:
         """
         if not 0 < self._doubles[STARTED_AT] < _NEVER:
             return ProgressState(n=0, total=None, status=PENDING)
-        self.spoke = self._words[SAID] != 0
-        known, kind, scale, state = self._known
+        known, inside, state = self._known
         for attempt in range(tries):
             sequence = self._words[SEQUENCE]
             if not sequence & 1:
                 fence()
-                n, double = self._words[N], self._doubles[N]
+                ints, bits, double = self._words[N], self._words[N + 1], self._doubles[N + 1]
                 record = None if sequence == known else bytes(self.buffer[:RECORD_END])
                 fence()
                 if self._words[SEQUENCE] == sequence:
                     try:
-                        kind, scale, found = (kind, scale, state) if record is None else _decoded(record)
-                        state = _with_n(found, kind, scale, n, double)
-                        self._known = sequence, kind, scale, state
+                        inside, found = (inside, state) if record is None else _decoded(record)
+                        n = inside + ints if bits == NO_FLOAT else inside + ints + _checked(double)
+                        n = n if isfinite(n) else copysign(float_info.max, n)
+                        state = {"n": n, "total": found["total"], "status": found["status"]}
+                        self._known = sequence, inside, state
                     except ValueError:  # nothing that an Updater writes
                         pass
                     break
@@ -248,68 +204,22 @@ class Slot:
                 sleep(0.0001)
             elif attempt >= _SPINS:  # a writer in a thread of this process needs the GIL to go on
                 sleep(0)
+        if self.buffer[OPEN_BYTE]:
+            self.buffer[PUBLISH_BYTE] = 1
         if 0 < self._doubles[STANDS_SINCE] < _NEVER:
             return ProgressState(n=state["n"], total=state["total"], status=PAUSED)
         return state.copy()
 
 
-def _told_as_lost(count: int) -> str:
-    return f"[{count} lost: said faster than they were read]"
-
-
-def _with_n(state: ProgressState, kind: int, scale: _Scale | None, n: int, double: float) -> ProgressState:
-    if kind == INT:
-        return {"n": n if scale is None else _scaled(n, scale), "total": state["total"], "status": state["status"]}
-    if kind == FLOAT:
-        if not isfinite(double):
-            raise ValueError
-        return {"n": double if scale is None else _scaled(double, scale), "total": state["total"], "status": state["status"]}
-    return state  # such a large int does not change alone
-
-
-def _decoded(record: bytes) -> tuple[int, _Scale | None, ProgressState]:
-    """The kind of n, its scale, and the state."""
-    kind = record[N_KIND_BYTE]
-    n = _number(record, N, kind)
+def _decoded(record: bytes) -> tuple[int | float, ProgressState]:
+    """What the parts have counted, and the state but for n."""
+    inside = _number(record, INSIDE, record[INSIDE_KIND_BYTE])
     total = _number(record, TOTAL, record[TOTAL_KIND_BYTE])
     length = int.from_bytes(record[STATUS_LENGTH_BYTE : STATUS_LENGTH_BYTE + 2], "little")
-    if n is None or not isfinite(n) or (total is not None and not 0 <= total < float("inf")) or length > STATUS_SIZE:
+    if (total is not None and total < 0) or length > STATUS_SIZE:
         raise ValueError
     status = record[STATUS_BYTE : STATUS_BYTE + length].decode()
-    scale = _scale(record)
-    if scale is not None:
-        n = _scaled(n, scale)
-    return kind, scale, {"n": n, "total": total, "status": status or RUNNING}
-
-
-def _scale(record: bytes) -> _Scale | None:
-    form = record[PART_BYTE]
-    if form == ALONE:
-        return None
-    low, high, first, last = memoryview(record)[8 * SCALE : 8 * SCALE + 32].cast("d")
-    if form == PLUS:
-        first, last = inf, -inf
-    elif form != SCALED or not (isfinite(low) and isfinite(high) and isfinite(first) and isfinite(last)):
-        raise ValueError
-    return low, high, first, last
-
-
-def _scaled(n: float, scale: _Scale) -> int | float:
-    """The task's n, at n in the slot. A whole number is an int, as in most tasks; up to what a float tells exactly."""
-    low, high, first, last = scale
-    if last < first:
-        scaled = n + low
-    elif n >= last:
-        scaled = high
-    elif n <= first:
-        scaled = low
-    else:
-        height, done, width = high - low, n - first, last - first
-        part = height * done / width  # in this order, 10 * 7 / 100 is 0.7
-        scaled = min(low + (part if isfinite(part) else height * (done / width)), high)
-    if not isfinite(scaled):
-        raise ValueError
-    return int(scaled) if scaled.is_integer() and abs(scaled) < 1 << 53 else scaled
+    return inside or 0, {"n": 0, "total": total, "status": status or RUNNING}
 
 
 def _number(record: bytes, word: int, kind: int) -> int | float | None:
@@ -317,9 +227,13 @@ def _number(record: bytes, word: int, kind: int) -> int | float | None:
     if kind == INT:
         return int.from_bytes(record[at : at + 8], sys.byteorder, signed=True)
     if kind == FLOAT:
-        return float(memoryview(record)[at : at + 8].cast("d")[0])
-    if kind == BIG:
-        return int.from_bytes(record[at : at + NUMBER_SIZE], sys.byteorder, signed=True)
+        return _checked(float(memoryview(record)[at : at + 8].cast("d")[0]))
     if kind == NONE:
         return None
     raise ValueError
+
+
+def _checked(number: float) -> int | float:
+    if not isfinite(number):
+        raise ValueError
+    return number

@@ -145,6 +145,7 @@ class Task:
         if self.push is not None:
             self.push(True)
         fn, args, kwargs = call
+        updater = None
         if slot is None:
             token = current.set(self._updater)
         else:
@@ -156,6 +157,9 @@ class Task:
             returned.append(fn(*args, **kwargs))
         finally:
             current.reset(token)
+            updater = updater or self._asked
+            if updater is not None:
+                updater._publish_parts()
 
     def _updater(self) -> Updater:
         """For a function that takes no progress, made when what it calls asks for one: few do, and to make it takes time."""

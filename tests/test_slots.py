@@ -23,19 +23,15 @@ from progress_executor._speedups._layout import (
     CALLER_BYTE,
     CANCEL,
     FLOAT,
-    FRAME_SIZE,
-    HEARD,
+    INSIDE,
+    INSIDE_KIND_BYTE,
     MESSAGE_BYTE,
     MESSAGE_LENGTH_BYTE,
     MESSAGE_SIZE,
-    MODE_BYTE,
-    N_KIND_BYTE,
     NONE,
-    NUMBER_SIZE,
-    PART_BYTE,
+    OPEN_BYTE,
+    RECORD_BYTE,
     RECORD_END,
-    RING_BYTE,
-    SAID,
     SEQUENCE,
     SLOT_SIZE,
     STARTED_AT,
@@ -45,6 +41,7 @@ from progress_executor._speedups._layout import (
     STOOD,
     TAKEN,
     TAKEN_BACK_BYTE,
+    TASK_BYTE,
     TOTAL,
     TOTAL_KIND_BYTE,
     N,
@@ -72,13 +69,12 @@ def switching():
 
 
 def test_the_layout_has_room_for_all_its_fields():
-    assert 8 * N + NUMBER_SIZE <= 8 * TOTAL
-    assert 8 * TOTAL + NUMBER_SIZE <= STATUS_BYTE
-    assert STATUS_BYTE + STATUS_SIZE <= 8 * STARTED_AT
-    assert 8 * STARTED_AT + 8 <= RECORD_END < 8 * STOOD + 8 <= MESSAGE_LENGTH_BYTE < MESSAGE_BYTE
+    assert 8 * N + 16 <= RECORD_BYTE == TOTAL_KIND_BYTE < INSIDE_KIND_BYTE < OPEN_BYTE < STATUS_LENGTH_BYTE < 8 * TOTAL
+    assert 8 * TOTAL + 8 <= 8 * INSIDE < 8 * INSIDE + 8 <= STATUS_BYTE
+    assert STATUS_BYTE + STATUS_SIZE <= RECORD_END <= 8 * STARTED_AT < 8 * STOOD + 8 <= MESSAGE_LENGTH_BYTE < MESSAGE_BYTE
     assert MESSAGE_BYTE + MESSAGE_SIZE <= SLOT_SIZE
     assert MESSAGE_SIZE < 256  # its length is a byte
-    assert RECORD_END % 64 == SLOT_SIZE % 64 == 0
+    assert MESSAGE_LENGTH_BYTE % 64 == SLOT_SIZE % 64 == 0
     assert len(EMPTY) == SLOT_SIZE
 
 
@@ -104,8 +100,8 @@ def test_a_snapshot_says_running_where_the_task_says_nothing(slot, updater):
     assert slot.snapshot()["status"] == "running"
 
 
-@pytest.mark.parametrize("n", [0, -1, 2**63 - 1, -(2**63), 2**63, -(2**200), 0.5, -1e300, 5e-324])
-@pytest.mark.parametrize("total", [None, 0, 7, 0.5, 2**63 - 1, 2**63, 2**255 - 1])
+@pytest.mark.parametrize("n", [0, -1, 2**63 - 1, -(2**63), 0.5, -1e300, 5e-324])
+@pytest.mark.parametrize("total", [None, 0, 7, 0.5, 2**63 - 1, 1e30])
 def test_a_snapshot_has_the_numbers_as_they_were_written(slot, updater, n, total):
     progress = updater(slot.buffer)
     progress.n, progress.total = n, total
@@ -157,15 +153,15 @@ def test_a_write_that_never_ended_says_running_if_there_was_no_snapshot_before(s
     assert slot.snapshot() == {"n": 0, "total": None, "status": "running"}
 
 
-@pytest.mark.parametrize("n", [5, 0.5, 2**100])
+@pytest.mark.parametrize("n", [5, 0.5])
 def test_a_count_is_seen_though_nothing_else_changed_and_what_is_broken_off_then_too(slot, updater, n):
     progress = updater(slot.buffer)
-    progress._write(n, 2**101, "x")
+    progress._write(n, 101, "x")
     slot.snapshot()
     progress.update(1)
-    assert slot.snapshot() == {"n": n + 1, "total": 2**101, "status": "x"}
+    assert slot.snapshot() == {"n": n + 1, "total": 101, "status": "x"}
     slot.buffer.cast("q")[SEQUENCE] |= 1
-    assert slot.snapshot() == {"n": n + 1, "total": 2**101, "status": "x"}
+    assert slot.snapshot() == {"n": n + 1, "total": 101, "status": "x"}
 
 
 def test_the_next_write_ends_one_that_was_broken_off(slot, updater):
@@ -181,7 +177,7 @@ def test_a_write_that_fails_leaves_the_slot_readable(slot, updater, field):
     progress = updater(slot.buffer)
     progress._write(1, 2, "x")
     with pytest.raises((OverflowError, TypeError)):
-        setattr(progress, field, 2**300)
+        setattr(progress, field, 10**400)
     assert slot.snapshot() == {"n": 1, "total": 2, "status": "x"}
 
 
@@ -199,24 +195,23 @@ kinds = st.integers(0, 4)
 
 @settings(deadline=None, max_examples=150, database=None)
 @given(
-    content=st.binary(min_size=RING_BYTE, max_size=RING_BYTE),  # `test_log.py` sees to what lies behind
+    content=st.binary(min_size=SLOT_SIZE, max_size=SLOT_SIZE),
     fields=st.none() | st.tuples(kinds, kinds, st.integers(0, STATUS_SIZE + 1), st.binary(max_size=STATUS_SIZE)),
 )
 def test_any_bytes_give_a_valid_state(content, fields):
-    slot = Slot(bytearray(content.ljust(SLOT_SIZE, b"?")))
+    slot = Slot(bytearray(content))
     if fields is not None:
-        n_kind, total_kind, length, text = fields
+        inside_kind, total_kind, length, text = fields
         slot.start(time.time())
         slot.buffer[8 * SEQUENCE] &= 0xFE
-        slot.buffer[N_KIND_BYTE], slot.buffer[TOTAL_KIND_BYTE] = n_kind, total_kind
-        slot.buffer[PART_BYTE] %= 4
+        slot.buffer[INSIDE_KIND_BYTE], slot.buffer[TOTAL_KIND_BYTE] = inside_kind, total_kind
         slot.buffer[STATUS_LENGTH_BYTE : STATUS_LENGTH_BYTE + 2] = length.to_bytes(2, "little")
         slot.buffer[STATUS_BYTE : STATUS_BYTE + len(text)] = text
     check_validity(slot.snapshot())
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("word", [N, TOTAL])
+@pytest.mark.parametrize("word", [N + 1, TOTAL])
 def test_numbers_that_no_updater_writes_are_not_shown(slot, updater, word, value):
     updater(slot.buffer)._write(1.0, 2.0, "x")
     before = slot.snapshot()
@@ -270,16 +265,15 @@ def test_cancelling_is_seen_by_the_task_and_by_the_slot(slot, updater):
 
 def test_renewed_it_is_the_slot_of_a_new_task(slot, updater):
     progress = updater(slot.buffer)
-    progress._write(2**70, 0.5, "x")
-    progress.log("said")
+    progress._write(1e70, 0.5, "x")
+    progress.sub(3, total=2).update(1)
     slot.cancel()
     slot.take_back()
     slot.snapshot()
     progress._detach()
     slot = slot.renewed()
-    assert slot.buffer[:RING_BYTE] == EMPTY[:RING_BYTE]
+    assert slot.buffer == EMPTY
     assert slot.may_begin()
-    assert slot.take(last=True) == []
     slot.buffer.cast("q")[SEQUENCE] = 1
     assert slot.snapshot() == PENDING
     slot.start(time.time())
@@ -294,7 +288,7 @@ def test_a_started_slot_differs_from_an_empty_one_in_the_time_only():
     content = bytearray(slot.buffer)
     content[8 * STARTED_AT : 8 * STARTED_AT + 8] = bytes(8)
     assert content == EMPTY
-    assert content[TOTAL_KIND_BYTE] == NONE
+    assert (content[TOTAL_KIND_BYTE], content[INSIDE_KIND_BYTE]) == (NONE, NONE)
 
 
 # What keeps the stores and loads in their order, where a processor would not
@@ -323,31 +317,7 @@ def test_the_reader_has_a_fence_before_and_behind_what_it_reads(slot, monkeypatc
     monkeypatch.setattr(_slots, "fence", lambda: seen.append("fence"))
     slot._words = Words(slot._words)
     slot.snapshot()
-    assert [step for step in seen if step != SAID] == [SEQUENCE, "fence", N, "fence", SEQUENCE]
-
-
-def test_the_writer_of_a_text_has_a_fence_before_it_tells_that_it_is_there(slot, module, monkeypatch):
-    writer = importlib.import_module(module)
-    seen = []
-    at = RING_BYTE + FRAME_SIZE
-    monkeypatch.setattr(writer, "fence", lambda: seen.append((slot._words[SAID], bytes(slot.buffer[at : at + 4]))))
-    writer.Updater(slot.buffer).log("text")
-    assert seen[0] == (0, b"text")
-    assert slot._words[SAID] == FRAME_SIZE + 4
-
-
-def test_the_reader_of_a_text_has_a_fence_before_it_reads_it_and_before_it_makes_room(slot, updater, monkeypatch):
-    updater(slot.buffer).log("text")
-    seen = []
-
-    def fence():
-        seen.append(slot._words[HEARD])
-        slot.buffer[RING_BYTE + FRAME_SIZE] = ord("n" if len(seen) == 1 else "?")
-
-    monkeypatch.setattr(_slots, "fence", fence)
-    assert slot.take() == ["next"]
-    assert seen == [0, 0]
-    assert slot._words[HEARD] == FRAME_SIZE + 4
+    assert seen == [SEQUENCE, "fence", N, N + 1, "fence", SEQUENCE]
 
 
 @pytest.mark.parametrize(
@@ -395,12 +365,12 @@ def test_a_start_at_no_time_is_none(double):
 @pytest.mark.parametrize(("kind", "word"), [(FLOAT, float("nan")), (FLOAT, float("inf")), (NONE, 1.0), (77, 1.0)])
 def test_an_updater_counts_on_from_zero_where_there_is_no_number(slot, updater, kind, word):
     progress = updater(slot.buffer)
-    for field in (N_KIND_BYTE, TOTAL_KIND_BYTE, MODE_BYTE):
+    for field in (INSIDE_KIND_BYTE, TOTAL_KIND_BYTE, TASK_BYTE):
         slot.buffer[field] = kind
     slot.buffer[STATUS_BYTE] = 0xFF
     slot.buffer[STATUS_LENGTH_BYTE] = 1
-    for field in (N, TOTAL):
-        slot.buffer.cast("d")[field] = word
+    for field in (N + 1, TOTAL):
+        slot.buffer.cast("d")[field] = word if kind == FLOAT or field == TOTAL else float("nan")
     assert (progress.n, progress.total, progress.status) == (0, None, "\ufffd")
     progress.update(2)
     assert progress.n == 2
@@ -414,7 +384,7 @@ def write_alike(progress, stop):
     value = 0
     while not stop():
         value += 1
-        for number in (value, value + 0.5, value + 2**70):
+        for number in (value, value + 0.5, value + 1e30):
             progress._write(number, number, str(number))
 
 

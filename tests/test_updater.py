@@ -25,7 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from progress_executor._slots import EMPTY, Slot
-from progress_executor._speedups._layout import STATUS_SIZE
+from progress_executor._speedups._layout import PUBLISH_BYTE, STATUS_SIZE
 
 from .conftest import IMPLEMENTATIONS, load
 
@@ -134,7 +134,7 @@ def test_iterating_yields_the_items_and_takes_total_from_the_length_or_its_hint(
 
 
 @pytest.mark.parametrize(
-    ("given", "kept"), [(7, 7), (0, 0), (2.5, 2.5), (np.int64(7), 7), (Fraction(1, 2), 0.5), (10**40, 10**40)]
+    ("given", "kept"), [(7, 7), (0, 0), (2.5, 2.5), (np.int64(7), 7), (Fraction(1, 2), 0.5), (10**40, 1e40)]
 )
 def test_a_total_that_is_given_wins_over_the_length(progress, given, kept):
     for _ in progress([1, 2], total=given):
@@ -251,7 +251,7 @@ def test_steps_within_the_body_add_to_the_items(progress):
     assert progress.n == 33
 
 
-@pytest.mark.parametrize("start", [0.5, 2**63 - 2, -(2**63), 2**100])
+@pytest.mark.parametrize("start", [0.5, 2**63 - 9, -(2**63)])
 def test_iterating_counts_on_from_whatever_n_is_assigned_in_between(progress, start):
     for item in progress(range(6)):
         if item == 1:
@@ -304,7 +304,7 @@ def test_cancelling_raises_again_and_again(cancelled, name):
             COUNTING[name](cancelled)
 
 
-@pytest.mark.parametrize("start", [0, 0.5, 2**100])
+@pytest.mark.parametrize("start", [0, 0.5])
 def test_cancelling_is_noticed_by_a_step_whatever_n_is(progress, slot, start):
     progress.n = start
     slot.cancel()
@@ -427,7 +427,7 @@ GOOD = [
     (Indexed(), 3),
     (np.int64(3), 3),
     (np.uint8(200), 200),
-    (np.uint64(2**64 - 1), 2**64 - 1),
+    (np.uint64(2**64 - 1), 2.0**64),
     (2.5, 2.5),
     (-0.5, -0.5),
     (np.float32(0.5), 0.5),
@@ -438,10 +438,10 @@ GOOD = [
     (Both(), 0.25),
     (2**62, 2**62),
     (2**63 - 1, 2**63 - 1),
-    (2**63, 2**63),
+    (2**63, 2.0**63),
     (-(2**63), -(2**63)),
-    (-(2**63) - 1, -(2**63) - 1),
-    (2**255 - 1, 2**255 - 1),
+    (-(2**63) - 1, -(2.0**63)),
+    (10**30, 1e30),
 ]
 BAD = [
     (nan, ValueError),
@@ -456,8 +456,6 @@ BAD = [
     (object(), TypeError),
     ([1], TypeError),
     (int, TypeError),
-    (2**255, OverflowError),
-    (-(2**256), OverflowError),
     (10**400, OverflowError),
     (Fraction(10**400, 3), OverflowError),
 ]
@@ -476,11 +474,9 @@ def test_an_amount_is_added_as_an_exact_int_or_float(progress, slot, amount, add
     assert exactly(slot.snapshot()["n"]) == exactly(added)
 
 
-@pytest.mark.parametrize("start", [5, 0.5, 2**200])
+@pytest.mark.parametrize("start", [5, 0.5, 1e30])
 @pytest.mark.parametrize(("amount", "error"), named(BAD))
 def test_a_bad_amount_adds_nothing(progress, slot, amount, error, start):
-    if isinstance(start, float) and error is OverflowError:
-        amount = 10**400  # what does not fit an int may fit a float
     progress.n = start
     with pytest.raises(error):
         progress.update(amount)
@@ -500,7 +496,7 @@ def test_a_bad_value_is_not_assigned(progress, name, value, error):
 @pytest.mark.parametrize("name", ["n", "total"])
 def test_a_number_is_assigned_as_an_exact_int_or_float(progress, slot, name, value, stored):
     if name == "total" and stored < 0:
-        value, stored = -value, -stored
+        value, stored = (-value, -stored) if stored > -(2**63) else (2**63, 2.0**63)
     setattr(progress, name, value)
     assert exactly(getattr(progress, name)) == exactly(slot.snapshot()[name]) == exactly(stored)
 
@@ -521,27 +517,33 @@ def test_half_steps_add_up(progress):
     assert exactly(progress.n) == exactly(3.0)
 
 
-def test_ints_stay_exact_past_64_bits_and_back(progress, slot):
-    for start, step in [(2**63 - 2, 1), (-(2**63) + 1, -1), (2**62, 2**62), (2**254, -(2**253)), (0, 2**63)]:
+def test_ints_are_exact_up_to_64_bits_and_floats_beyond(progress, slot):
+    for start, step in [(2**63 - 4, 1), (-(2**63) + 3, -1), (2**61, 2**61), (0, 2**62 - 1)]:
         progress.n = start
-        for count in range(1, 4):
-            progress.update(step)
+        for count in (1, 2, 1, 0):
+            progress.update(start + count * step - progress.n)
             assert exactly(progress.n) == exactly(slot.snapshot()["n"]) == exactly(start + count * step)
-        for count in (2, 1, 0):
-            progress.update(-step)
-            assert exactly(progress.n) == exactly(slot.snapshot()["n"]) == exactly(start + count * step)
-    progress.update(1)
-    assert exactly(progress.n) == exactly(1)
-
-
-@pytest.mark.parametrize(("most", "step"), [(2**255 - 1, 1), (-(2**255) + 1, -2)])
-def test_beyond_256_bits_nothing_is_added(progress, most, step):
-    progress.n = most
-    with pytest.raises(OverflowError):
+    for start, step in [(2**63 - 1, 1), (-(2**63), -1), (2**62, 2**62), (0, 2**63)]:
+        progress.n = start
         progress.update(step)
-    assert progress.n == most
-    progress.update(-step)
-    assert progress.n == most - step
+        assert exactly(progress.n) == exactly(slot.snapshot()["n"]) == exactly(float(start + step))
+        progress.update(step)
+        assert exactly(progress.n) == exactly(slot.snapshot()["n"]) == exactly(float(start + step) + step)
+    progress.n = 3
+    progress.update(1)
+    assert exactly(progress.n) == exactly(4)
+
+
+def test_ints_and_floats_add_up_beside_each_other(progress, slot):
+    progress.update(2**53 + 1)
+    progress.update(0.5)
+    progress.update(-(2**53))
+    assert exactly(progress.n) == exactly(slot.snapshot()["n"]) == exactly(1.5)
+    progress.update(-1.5)
+    assert exactly(progress.n) == exactly(0.0)
+    progress.n = -0.0
+    assert exactly(progress.n) == exactly(slot.snapshot()["n"]) == exactly(0.0)
+    assert str(progress.n) == "0.0"
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -572,7 +574,7 @@ def test_what_is_neither_a_number_nor_iterable_cannot_be_called_with(progress, t
 
 
 @pytest.mark.parametrize(
-    ("value", "error"), [(-1, ValueError), (-0.5, ValueError), (nan, ValueError), ("x", TypeError), (2**255, OverflowError)]
+    ("value", "error"), [(-1, ValueError), (-0.5, ValueError), (nan, ValueError), ("x", TypeError), (10**400, OverflowError)]
 )
 def test_a_bad_total_changes_nothing(progress, value, error):
     progress.n, progress.total = 3, 8
@@ -600,12 +602,12 @@ def test_total_none_is_unknown(progress, slot):
         (lambda progress: setattr(progress, "n", "x"), "n must be a number, not str"),
         (lambda progress: setattr(progress, "n", None), "n must be a number, not NoneType"),
         (lambda progress: setattr(progress, "n", inf), "n must be finite"),
-        (lambda progress: setattr(progress, "n", 2**255), "n must fit 256 bits"),
-        (lambda progress: progress.update(2**255), "n must fit 256 bits"),
+        (lambda progress: setattr(progress, "n", 10**400), "n is too large"),
+        (lambda progress: progress.update(10**400), "amount is too large"),
         (lambda progress: setattr(progress, "total", "x"), "total must be a number, not str"),
         (lambda progress: setattr(progress, "total", -1), "total must not be negative"),
         (lambda progress: setattr(progress, "total", nan), "total must be finite"),
-        (lambda progress: setattr(progress, "total", 2**255), "total must fit 256 bits"),
+        (lambda progress: setattr(progress, "total", 10**400), "total is too large"),
         (lambda progress: progress([], total="x"), "total must be a number, not str"),
         (lambda progress: progress.reset("x"), "total must be a number, not str"),
         (lambda progress: setattr(progress, "status", 5), "status must be a str, not int"),
@@ -671,7 +673,7 @@ def test_reset_sets_n_to_zero_and_keeps_the_rest(progress):
 
 
 def test_reset_takes_a_new_total_zero_included(progress):
-    progress.n, progress.total = 2**80, 8
+    progress.n, progress.total = 1e80, 8
     progress.reset(total=0)
     assert read(progress) == (exactly(0), exactly(0), "")
     progress.reset(2.5)
@@ -730,7 +732,7 @@ def test_what_an_updater_cannot_be_made_of_is_an_error_and_no_crash(updater):
         with pytest.raises((TypeError, ValueError, BufferError)):
             updater.__new__(updater, wrong).update()
     with pytest.raises(TypeError):
-        updater(None, None, None)
+        updater(None, None, None, None)
 
 
 def test_an_updater_has_no_subclasses(updater):
@@ -782,7 +784,7 @@ def test_the_snapshot_of_the_slot_shows_what_the_updater_wrote(progress, slot):
     progress.update(0.5)
     assert slot.snapshot() == {"n": 3.5, "total": 7.5, "status": "x"}
     progress.n = progress.total = 2**70
-    assert slot.snapshot() == {"n": 2**70, "total": 2**70, "status": "x"}
+    assert slot.snapshot() == {"n": 2.0**70, "total": 2.0**70, "status": "x"}
 
 
 def pushing(updater):
@@ -839,7 +841,7 @@ def test_an_error_of_push_comes_through_with_the_step_counted(updater):
     assert progress.n == 1
 
 
-@pytest.mark.parametrize("start", [3, 2.5, 2**70])
+@pytest.mark.parametrize("start", [3, 2.5])
 def test_a_detached_updater_leaves_the_slot_alone_and_counts_on(progress, slot, start):
     progress.n, progress.total, progress.status = start, 9, "x"
     progress._detach()
@@ -934,11 +936,6 @@ def wobble(progress, slot):
     progress.update(-0.5)
 
 
-def widen(progress, slot):
-    progress.update(2**70)
-    progress.update(-(2**70))
-
-
 def write(progress, slot):
     progress.total = 5
     progress.status = "x"
@@ -950,19 +947,13 @@ def fail(progress, slot):
             progress.update(bad)
 
 
-def detach(progress, slot):
-    progress._detach()
+def ask(progress, slot):
+    slot.buffer[PUBLISH_BYTE] = 1
+    slot.snapshot()
 
 
-@pytest.mark.parametrize(
-    ("start", "disturb"),
-    [
-        (start, disturb)
-        for start in (0, 0.5, 2**63 - 2000, 2**64)
-        for disturb in (wobble, widen, write, fail, detach)
-        if (start, disturb) != (0.5, widen) and (start < 2**60 or disturb is not wobble)  # a float could not say the sum
-    ],
-)
+@pytest.mark.parametrize("start", [0, 0.5, 2**62])
+@pytest.mark.parametrize("disturb", [wobble, write, fail, ask])
 def test_threads_lose_no_count_whatever_another_one_does_to_n(progress, slot, disturb, start):
     def work():
         for _ in range(2000):
@@ -983,11 +974,13 @@ def test_threads_lose_no_count_whatever_another_one_does_to_n(progress, slot, di
     items = progress(generator(2000))
     progress.n = start
     in_threads(work, iterate, interfere)
-    assert progress.n == start + 4000
+    assert progress.n == float(start + 4000) if disturb is wobble else start + 4000
     assert isinstance(progress.n, float) == (isinstance(start, float) or disturb is wobble)
 
 
-def test_a_signal_handler_that_counts_loses_no_step(progress):
+@pytest.mark.parametrize("start", [0, 0.5])
+@pytest.mark.parametrize("slow", [False, True])
+def test_a_signal_handler_that_counts_loses_no_step(updater, start, slow):
     signal = pytest.importorskip("signal")
     if not hasattr(signal, "setitimer"):
         pytest.skip("no interval timer here")
@@ -998,7 +991,8 @@ def test_a_signal_handler_that_counts_loses_no_step(progress):
         handled += 1
         progress.update(1)
 
-    progress.n = 2**100
+    progress = updater(push=(lambda now: None) if slow else None)
+    progress.n = start
     steps = 0
     before = signal.signal(signal.SIGALRM, handle)
     signal.setitimer(signal.ITIMER_REAL, 5e-5, 5e-5)
@@ -1009,7 +1003,7 @@ def test_a_signal_handler_that_counts_loses_no_step(progress):
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    assert progress.n == 2**100 + steps + handled
+    assert progress.n == start + steps + handled
 
 
 # References
@@ -1055,7 +1049,7 @@ REPEATED = {
     "never iterated": lambda progress: progress(ITEMS),
     "wrong type": failing(lambda progress: progress.update(WORDS)),
     "not finite": failing(lambda progress: progress.update(nan)),
-    "too big": failing(lambda progress: progress.update(2**300)),
+    "too big": failing(lambda progress: progress.update(10**400)),
     "bad total": failing(lambda progress: progress(ITEMS, total=-1)),
     "bad status": failing(lambda progress: setattr(progress, "status", ITEMS)),
     "refresh and close": lambda progress: (progress.refresh(), progress.close(), progress.check()),
@@ -1156,12 +1150,20 @@ class Model:
     """What an Updater does, in the plainest words."""
 
     def __init__(self):
-        self.n, self.total, self.status, self.cancelled = 0, None, "", False
+        self.ints, self.floats, self.total, self.status, self.cancelled = 0, None, None, "", False
 
-    @staticmethod
-    def number(value):
+    @property
+    def n(self):
+        return self.ints if self.floats is None else self.ints + self.floats
+
+    @n.setter
+    def n(self, value):
+        self.ints, self.floats = (value, None) if isinstance(value, int) else (0, value + 0.0)
+
+    @classmethod
+    def number(cls, value):
         if hasattr(value, "__index__"):
-            return int(value)
+            return cls.fitting(int(value))
         if not hasattr(value, "__float__"):
             raise TypeError
         value = float(value)
@@ -1171,9 +1173,7 @@ class Model:
 
     @staticmethod
     def fitting(value):
-        if isinstance(value, int) and value.bit_length() > 255:
-            raise OverflowError
-        return value
+        return value if isinstance(value, float) or -(2**63) <= value < 2**63 else float(value)
 
     def checked_total(self, value):
         if value is None:
@@ -1181,21 +1181,26 @@ class Model:
         value = self.number(value)
         if value < 0:
             raise ValueError
-        return self.fitting(value)
+        return value
 
     def check(self):
         if self.cancelled:
             raise CancelledError
 
     def update(self, amount):
-        n = self.n + self.number(amount)
-        if isinstance(n, float) and isinf(n):
+        amount = self.number(amount)
+        if isinstance(amount, int) and isinstance(self.fitting(self.ints + amount), int):
+            self.ints += amount
+        elif isinstance(amount, float) and not isinf(floats := (-0.0 if self.floats is None else self.floats) + amount):
+            self.floats = None if str(floats) == "-0.0" else floats
+        elif isinf(n := self.n + amount):
             raise ValueError
-        self.n = self.fitting(n)
+        else:
+            self.n = self.fitting(n)
         self.check()
 
     def set_n(self, value):
-        self.n = self.fitting(self.number(value))
+        self.n = self.number(value)
         self.check()
 
     def set_total(self, value):

@@ -272,6 +272,7 @@ def run(packet: bytes, *values: Any) -> Packed:
             value = fn(*args, **kwargs)
         finally:
             current.reset(token)
+            progress._publish_parts()
         return _packed(attempt, DONE, value)
     except BaseException as error:
         if attempt.stopped and isinstance(error, asyncio.CancelledError):

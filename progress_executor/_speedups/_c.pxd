@@ -50,17 +50,6 @@ cdef extern from *:
         return 1;
     }
 
-    /* a + b into *sum, or 0 where a long long cannot hold it. */
-    static CYTHON_INLINE int pe_add(long long a, long long b, long long *sum) {
-    #if defined(__GNUC__)
-        return !__builtin_add_overflow(a, b, sum);
-    #else
-        if (b > 0 ? a > LLONG_MAX - b : a < LLONG_MIN - b) return 0;
-        *sum = a + b;
-        return 1;
-    #endif
-    }
-
     /* The next item, or NULL with StopIteration or what the iterator raised; says whether there is one to be counted. */
     static CYTHON_INLINE PyObject *pe_next(void *iterator, int *counting) {
         PyObject *item = Py_TYPE((PyObject *)iterator)->tp_iternext((PyObject *)iterator);
@@ -100,16 +89,20 @@ cdef extern from *:
         PyType_Modified(type);
     }
     #define PE_VECTORCALL ((void *)pe_vectorcall)
-
-    /* CONTROL and N of _layout.py, as constants; _updater.py checks that they agree. */
-    #define PE_CONTROL 0
-    #define PE_N 3
     """
     void *PE_VECTORCALL
     void pe_make_vectorcallable(object instance, void **field, void *update)
-    Py_ssize_t PE_CONTROL, PE_N
     object pe_next(void *iterator, bint *counting)
     void pe_fence() noexcept nogil
     bint pe_small(object number, long long *value) noexcept
     bint pe_double(object number, double *value) noexcept
-    bint pe_add(long long a, long long b, long long *sum) noexcept
+
+
+cdef extern from "_step.h":
+    ctypedef struct pe_place:
+        pass
+    bint pe_add(pe_place *place, long long step) noexcept
+    bint pe_add_float(pe_place *place, double step) noexcept
+    bint pe_step(pe_place *place, long long step) noexcept
+    bint pe_step_float(pe_place *place, double step) noexcept
+    void pe_move(pe_place *place, long long *control, long long *counter) noexcept

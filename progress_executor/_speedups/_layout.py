@@ -1,100 +1,81 @@
-"""Where each field of a slot lies: what the writer (`_updater.py`) and the reader (`_slots.py`) have to agree on.
+"""Where each field of a slot lies: what the writer (`_updater.py`) and the reader (`_slots.py`) agree on.
 
 A slot is `SLOT_SIZE` bytes, aligned to a cache line, in the byte order of the machine. Offsets are in 8-byte words, apart
-from those that end in `_BYTE`. The caller writes bytes 0 and 2 and words 56 to 88; the rest is the task's.
+from those that end in `_BYTE`.
 
-    word 0   control: byte 0 the caller's (go, cancel), byte 1 the task's (how the hot path has to count), byte 2 the
-             caller's (whether to stand still: apart from byte 0, as one caller may cancel while another resumes)
-    word 1   sequence: odd while the task writes anything but a plain count
-    word 2   byte 0 kind of n, 1 kind of total, 2 what n is of (see below), 4-5 length of the status
-    word 3-  n: an int64, a double, or an int of 32 bytes
-    word 7-  total, likewise
-    word 11- status, UTF-8
-    word 43  when the task started: a double, seconds since the epoch; no positive number as long as it has not
-    word 44- low, high, first, last: doubles, from which the n of a task that has parts is calculated
-    word 48  since when the task stands still: a double, by the monotonic clock, which processes share; 0 if it does not
-    word 49  for how many seconds it did: a double
-    word 50  how many bytes the task has written into the ring
-    word 51  how many texts found no room there since the last one that did
-    word 52  word 88, bits inverted, when the task gave up waiting for room
-    word 56  byte 0 length of the caller's message, 1 whether the caller takes texts out of the ring, 2 whether it has taken
-             the task back before it began
-    word 57- why the task is to stop, UTF-8
-    word 88  how many bytes the caller has taken out of the ring
-    word 96- the ring: what the task says, each text as its length and how many were lost before it, two uint32, and UTF-8;
-             the byte with number i is at i % RING_SIZE
+    word 0   control, tested as one word by each step; zero: go on. Byte 0: CANCEL, the caller's. Byte 1: PAUSE, the
+             caller's. Byte 2: PUBLISH, set by the caller and reset by the task. Byte 3: why the task itself takes the slow path
+    word 1   sequence: odd while the task writes anything but a step
+    word 2   n, int64: what steps by ints have added
+    word 3   n, double: what steps by floats have added; NO_FLOAT as long as there was none
+    word 4   byte 0 kind of the total, 1 kind of the parts' sum, 2 whether there are open parts, 4-5 length of the status
+    word 5   the total: int64 or double
+    word 6   how much of n the parts have counted, likewise
+    word 7-  the status, UTF-8
+    word 39  when the task started: a double, seconds since the epoch; no positive number as long as it has not
+    word 40  since when the task is paused: a double, by the monotonic clock, which processes share; 0 if it is not
+    word 41  for how many seconds it was paused: a double
+    word 48  byte 0 length of the reason, 1 whether the caller takes messages, 2 whether it has taken the task back before it
+             began; all of this line is the caller's
+    word 49- why the task is to stop, UTF-8
 
-Total and status are the task's, but while it has parts, n may be that of one of them. As `PART_BYTE` says, the task's n is
-then n itself (ALONE), n + low (PLUS), or SCALED: low where n is at most first, high where it is at least last, and in
-proportion in between.
+The task's n is the sum of both counters and of what its parts have counted.
 """
 
-RING_BYTE = 768
-RING_SIZE = 8192
-SLOT_SIZE = RING_BYTE + RING_SIZE  # whole cache lines: neighbours in one line would slow each other down
+SLOT_SIZE = 640  # whole cache lines: neighbours in one line would slow each other down
 STATUS_SIZE = 256  # bytes of UTF-8; a longer status is cut before the character that crosses it
 MESSAGE_SIZE = 248  # likewise
 TEXT_SIZE = 4000  # likewise
-FRAME_SIZE = 8
-NUMBER_SIZE = 32  # bytes of an int that does not fit 64 bits
 
 CONTROL = 0
 SEQUENCE = 1
-N = 3
-TOTAL = 7
+N = 2
+TOTAL = 5
+INSIDE = 6
+STARTED_AT = 39
+STANDS_SINCE = 40
+STOOD = 41
 
 CALLER_BYTE = 0
-MODE_BYTE = 1
-PAUSE_BYTE = 2
-RECORD_BYTE = 16  # what lies from here to RECORD_END is written in one
-N_KIND_BYTE = 16
-TOTAL_KIND_BYTE = 17
-PART_BYTE = 18
-STATUS_LENGTH_BYTE = 20
-STATUS_BYTE = 88
-STARTED_AT = 43
-SCALE = 44
-STANDS_SINCE = 48
-STOOD = 49
-RECORD_END = 384
-SAID = 50
-LOST = 51
-GAVE_UP = 52
-MESSAGE_LENGTH_BYTE = 448
-LISTENS_BYTE = 449
-TAKEN_BACK_BYTE = 450
-MESSAGE_BYTE = 456
-HEARD = 88
+PAUSE_BYTE = 1
+PUBLISH_BYTE = 2
+TASK_BYTE = 3
+RECORD_BYTE = 32  # what lies from here to RECORD_END is written in one
+TOTAL_KIND_BYTE = 32
+INSIDE_KIND_BYTE = 33
+OPEN_BYTE = 34
+STATUS_LENGTH_BYTE = 36
+STATUS_BYTE = 56
+RECORD_END = 312
+MESSAGE_LENGTH_BYTE = 384
+LISTENS_BYTE = 385
+TAKEN_BACK_BYTE = 386
+MESSAGE_BYTE = 392
 
-# The caller's byte.
+# Byte 0.
 GO = 0
 CANCEL = 1
 
-# The caller's other byte.
+# Byte 1.
 PAUSE = 1
+
+# Byte 3.
+PUSHING = 1  # every step may have to call back (the sync executor)
+LOCKED = 2  # every step takes the lock: the interpreted form without the GIL
+ENDED = 4  # a part that has ended: in no slot, but in what its steps look at
 
 # Whether the caller has taken the task back: it is about to know, it has, it has not as the task had begun.
 ASKED = 1
 TAKEN = 2
 LEFT = 3
 
-# The task's byte: what keeps a step from being one addition to an int64.
-PLAIN = 0
-FLOATING = 1  # n is a double
-WIDE = 2  # n is an int of 32 bytes
-PUSHING = 4  # every step may have to call back (the sync executor)
-LOCKED = 8  # a thread is writing under the lock; always set where there is no GIL
-
 # Kinds.
-INT = 0
-FLOAT = 1
-BIG = 2
-NONE = 3
+NONE = 0
+INT = 1
+FLOAT = 2
 
-# What n is of.
-ALONE = 0
-PLUS = 1
-SCALED = 2
+NO_FLOAT = -(1 << 63)
+"""The bits of -0.0, which no sum of floats ever is unless all of them are: no float was added."""
 
 
 def encoded(text: str, size: int) -> bytes:

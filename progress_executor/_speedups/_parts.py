@@ -1,12 +1,8 @@
-"""The parts of one task, as a tree of counters: what an `Updater` and those that its `sub` made have to tell each other.
+"""The parts of one task as a tree: how much of the task's n each of them has counted.
 
-At most one of them *holds the slot*: its n stands there, and its steps are those of a task without parts. Beside it stands
-how the task's n follows from that n (`Family.shown`). All others keep their n here, and each of their calls takes the lock.
-Whoever counts under the lock takes the slot over: a loop is slow in its first step only, and of threads that count on
-several parts each is slow once per turn of the GIL.
-
-The invariant, at every moment, for a signal handler may raise at any: an Updater that is attached to the slot is that of the
-holder. Plain Python in both forms: no step comes here.
+A part's `Updater` steps in two counters of its own, in this process's memory, as the task's own does in its slot. Nothing is
+summed up at a step. The tree is summed up when a part begins or ends, when the caller asks for it (PUBLISH), and when
+the task reads or assigns n. Plain Python in both forms: no step comes here.
 """
 
 from collections.abc import Callable
@@ -15,56 +11,71 @@ from sys import float_info
 from typing import Any
 from weakref import ref
 
-from ._layout import ALONE, NUMBER_SIZE, PLUS, SCALED
+from ._layout import NO_FLOAT
 
-ENDED = "this part has ended: it counts no more"
-
-_MOST = float_info.max / 4  # the reader calculates with differences of such
+HAS_ENDED = "this part has ended: it counts no more"
 
 
-class Counter:
-    """The task itself, or a part of it."""
+class Counters:
+    """What an Updater adds to: an int64 and a double, in the slot or in memory of a part's own."""
 
-    __slots__ = ("ended", "inside", "n", "parts", "rest", "share", "total", "updater", "weight")
+    __slots__ = ("doubles", "ints")
 
-    parent: "Counter | None"
-    family: "Family"
-    updater: Callable[[], Any]  # a weak reference
-
-    def __init__(self, weight: float, total: float | None) -> None:
-        self.weight = weight
-        self.total = total  # the task's own stands in the slot
-        self.n: int | float = 0  # counted here, and by parts that have ended; what it was, if this one holds the slot
-        self.rest: int | float = 0  # what n had to be rounded by
-        self.parts: list[Part] = []  # those that have not ended
-        self.ended = False
-        # As of the last `count`:
-        self.inside: int | float = 0  # what its parts have counted
-        self.share: int | float = 0  # how much of its weight is done
+    def __init__(self, memory: Any = None) -> None:
+        """`memory`: 16 bytes; None for some of its own, in which nothing is counted."""
+        view = memoryview(bytearray(16) if memory is None else memory)
+        self.ints = view.cast("q")
+        self.doubles = view.cast("d")
+        if memory is None:
+            self.ints[1] = NO_FLOAT
 
     def count(self) -> int | float:
-        """n, with what its parts have counted."""
-        for part in reversed(self._and_below()):
-            part.inside = add(*(inner.share for inner in part.parts))
-            part.share = part._share(add(part.n, part.inside))
-        return add(self.n, self.rest, self.inside) if self.parts else self.n
+        """An int if no float was added. What something else has written there fails no task."""
+        n: int = self.ints[0]
+        if self.ints[1] == NO_FLOAT:
+            return n
+        double: float = self.doubles[1]
+        return n + double if isfinite(double) else n
 
-    def assigned(self, n: float) -> tuple[int | float, int | float]:
-        """The own n, and its rest, with which `n` is counted: what its parts have done until now is in it."""
-        self.count()
-        own = add(n, -self.inside)
-        return own, add(n, -self.inside, -own)
+    def assign(self, n: float) -> None:
+        if isinstance(n, int) and -(1 << 63) <= n < 1 << 63:
+            self.ints[0], self.ints[1] = n, NO_FLOAT
+        else:
+            self.ints[0], self.doubles[1] = 0, n + 0.0  # no -0.0
 
-    def _take(self, share: float) -> None:
-        n = add(self.n, self.rest, share)
-        # What n cannot hold is not counted: the end of a block must not fail of that.
-        if isinstance(n, float) or n.bit_length() < 8 * NUMBER_SIZE:
-            self.n, self.rest = n, add(self.n, self.rest, share, -n)
 
-    def _share(self, n: float) -> int | float:
+class Node:
+    """The task itself, or a part of it."""
+
+    __slots__ = ("counters", "done", "ended", "parent", "parts", "rounding_error", "share", "total", "updater", "weight")
+
+    def __init__(self, parent: "Node | None", weight: float, total: float | None, counters: Counters, updater: Any) -> None:
+        self.parent = parent  # None for the task
+        self.weight = weight
+        self.total = total  # the task's own stands in the slot
+        self.counters = counters
+        self.parts: list[Node] = []  # those that have not ended
+        self.done: int | float = 0  # what parts have counted that have ended
+        self.rounding_error: int | float = 0  # of `done`
+        self.share: int | float = 0  # how much of its weight is done; as of the last `inside`
+        self.ended = False
+        self.updater: Callable[[], Any] = ref(updater) if parent is None else ref(updater, self._dropped)
+
+    def inside(self) -> int | float:
+        """What its parts have counted, open and ended."""
+        for node in reversed(self._and_below()):
+            if node is not self:
+                node.share = node._share()
+        return self._inside()
+
+    def _inside(self) -> int | float:
+        return add(self.done, self.rounding_error, *(part.share for part in self.parts))
+
+    def _share(self) -> int | float:
         weight, total = self.weight, self.total
         if not total:
             return 0 if total is None else weight
+        n = add(self.counters.count(), self.done, self.rounding_error, *(part.share for part in self.parts))
         if n >= total:
             return weight
         if n <= 0:
@@ -75,136 +86,65 @@ class Counter:
         share = weight * n / total  # in this order, 10 * 7.5 / 100 is 0.75
         if not isfinite(share):
             share = weight * (n / total)
-        if share < 1 << 53:
-            return int(share) if share.is_integer() else share
-        # A float of this size cannot tell whether it is a whole number.
-        (p, over_p), (q, over_q), (over_r, r) = (factor.as_integer_ratio() for factor in (weight, n, total))
-        whole, remainder = divmod(p * q * r, over_p * over_q * over_r)
-        return share if remainder or whole.bit_length() >= 8 * NUMBER_SIZE else whole
+        return int(share) if share.is_integer() and share < 1 << 53 else share
 
-    def _and_below(self) -> "list[Counter]":
-        """Each before its parts; by a loop, as they may lie deeper than Python's functions."""
-        below = [self]
-        for part in below:
-            below += part.parts
-        return below
+    def count(self) -> int | float:
+        """n, with what its parts have counted."""
+        return add(self.counters.count(), self.inside())  # as the reader adds them
 
-
-class Part(Counter):
-    """What `sub` made. It outlives its Updater only until that is known."""
-
-    __slots__ = ("family", "parent")
-
-    parent: Counter
-
-    def __init__(self, parent: Counter, weight: float, total: float | None, updater: Any) -> None:
-        super().__init__(weight, total)
-        self.parent = parent
-        self.family = parent.family
-        self.updater = ref(updater, self._dropped)
+    def assign(self, n: float) -> None:
+        """Have `count` give `n`: what its parts have done until now is in it."""
+        self.inside()
+        shares = [-part.share for part in self.parts]
+        self.counters.assign(0)
+        self.done = add(n, *shares)
+        self.rounding_error = add(n, *shares, -self.done)
 
     def begin(self) -> None:
+        assert self.parent is not None
         if self.parent.ended:
             self.ended = True
-            raise RuntimeError(ENDED)
+            raise RuntimeError(HAS_ENDED)
         self.parent.parts.append(self)
 
     def end(self, whole: bool) -> None:
         """With all its parts. Its parent has all of the weight if it ends whole, else what is done."""
-        if self not in self.parent.parts:  # it has ended, or an interrupt came before `begin`
+        parent = self.parent
+        if parent is None or self not in parent.parts:  # it has ended, or an interrupt came before `begin`
             self.ended = True
             return
-        self.count()
+        nodes = self._and_below()
+        for node in nodes:
+            updater = node.updater()
+            if updater is not None:
+                updater._stop_steps()
+            # Without the callback: nothing is to be done any more when it is dropped.
+            node.updater = _nobody if updater is None else ref(updater)
+        parent.inside()
+        for node in nodes:
+            node.done, node.rounding_error, node.parts, node.ended = node._inside(), 0, [], True
+        parent.parts.remove(self)
         share = self.weight if whole else self.share
-        for part in self._and_below():
-            updater = part.updater()
-            # Without the callback: there is nothing to do any more when it is dropped.
-            part.updater = _nobody if updater is None else ref(updater)
-            part.n, part.parts, part.inside, part.ended = add(part.n, part.inside), [], 0, True
-        self.parent.parts.remove(self)
-        self.parent._take(share)
+        done = add(parent.done, parent.rounding_error, share)
+        parent.done, parent.rounding_error = done, add(parent.done, parent.rounding_error, share, -done)
+
+    def updaters(self) -> list[Any]:
+        """Those of this and of all below that are still there."""
+        return [updater for node in self._and_below() if (updater := node.updater()) is not None]
+
+    def _and_below(self) -> "list[Node]":
+        """Each before its parts; by a loop, as they may lie deeper than Python's functions."""
+        below = [self]
+        for node in below:
+            below += node.parts
+        return below
 
     def _dropped(self, _: object) -> None:
-        # It may have been given as an argument to somebody who has no reason to close it. That is no sign of success.
+        # A part may have been given as an argument to somebody who has no reason to close it. That is no sign of success.
+        assert self.parent is not None
         updater = self.parent.updater()
         if updater is not None:  # else that one, in the same cycle, was dropped, too, and ends with this one
             updater._write(act=lambda: self.end(False))
-
-
-class Family(Counter):
-    """The task itself, and what its parts share."""
-
-    __slots__ = ("_holder", "settled", "slot")
-
-    parent = None
-
-    def __init__(self, slot: Any, updater: Any) -> None:
-        super().__init__(1, None)
-        self.slot = slot  # its bytes
-        self.updater = ref(updater)
-        self.settled = True  # whether all that was changed here stands in the slot; else nobody may count there unseen
-        self._holder: Part | type[Family] | None = Family
-
-    @property
-    def family(self) -> "Family":  # type: ignore[override]
-        return self
-
-    # Its own name for itself, as a reference would be a cycle.
-    @property
-    def holder(self) -> Counter | None:
-        """Which of them holds the slot, if any."""
-        return self if self._holder is Family else self._holder  # type: ignore[return-value]
-
-    @holder.setter
-    def holder(self, holder: Counter | None) -> None:
-        self._holder = Family if holder is self else holder  # type: ignore[assignment]
-
-    @property
-    def attached(self) -> Any:
-        """The Updater that is, or is about to be; None if nobody is, or it has just been dropped."""
-        return None if self.holder is None else self.holder.updater()
-
-    def updaters(self) -> list[Any]:
-        """Those that are still there."""
-        return [updater for part in self._and_below() if (updater := part.updater()) is not None]
-
-    def shown(self, heir: Counter) -> tuple[int, float, float, float, float]:
-        """How the task's n follows from n in the slot, if that is `heir`'s: see `_layout.py`."""
-        self.count()
-        if heir is self:
-            return PLUS if self.inside else ALONE, _finite(self.inside), 0.0, 0.0, 0.0
-        # At n = first and below, low is counted one level up; at last and above, high; and in between, in proportion.
-        first: float = -heir.inside
-        last: float = first + (heir.total or 0)
-        low: float = 0 if heir.total != 0 else 1
-        high: float = 0 if heir.total is None else 1
-        part = heir
-        while part.parent is not None:
-            parent = part.parent
-            others = add(parent.n, *(other.share for other in parent.parts if other is not part))
-            low, high = others + part.weight * low, others + part.weight * high
-            part = parent
-            if part is self:
-                break
-            if not part.total:
-                low = high = 0 if part.total is None else 1
-                continue
-            low, high = low / part.total, high / part.total
-            # Where that leaves 0 to 1, it is at an n in between.
-            start, width, height = first, last - first, high - low
-            if low < 0 < high:
-                first = start - width * (low / height)
-            if low < 1 < high:
-                last = start + width * ((1 - low) / height)
-            low, high = min(max(low, 0), 1), min(max(high, 0), 1)
-        return SCALED, _finite(low), _finite(high), _finite(first), _finite(last)
-
-
-def heir_of(part: Counter) -> Counter:
-    """The part itself or, if it has ended, the nearest above it that has not."""
-    while part.ended and part.parent is not None:
-        part = part.parent
-    return part
 
 
 def add(*numbers: float) -> int | float:
@@ -215,10 +155,6 @@ def add(*numbers: float) -> int | float:
         return fsum(numbers)
     except OverflowError:
         return copysign(float_info.max, sum(map(float, numbers)))
-
-
-def _finite(number: float) -> float:
-    return float(number) if abs(number) <= _MOST else copysign(_MOST, number)
 
 
 def _nobody() -> None:

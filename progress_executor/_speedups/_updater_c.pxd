@@ -1,36 +1,35 @@
 # The C types for _updater.py when it is compiled. The Python form ignores this file.
 
 cimport cython
+from progress_executor._speedups._c cimport pe_place
 
-cdef Py_ssize_t CONTROL, SEQUENCE, N, TOTAL
-cdef Py_ssize_t CALLER_BYTE, MODE_BYTE, PAUSE_BYTE, RECORD_BYTE, RECORD_END, STANDS_SINCE, STOOD, MESSAGE_LENGTH_BYTE, MESSAGE_BYTE
-cdef Py_ssize_t N_KIND_BYTE, TOTAL_KIND_BYTE, STATUS_LENGTH_BYTE, STATUS_BYTE
-cdef int GO, CANCEL, PAUSE, LOCKED, FLOATING, WIDE, PLAIN, PUSHING, INT, FLOAT, BIG, NONE
-cdef Py_ssize_t PART_BYTE, SCALE
-cdef Py_ssize_t SAID, LOST, GAVE_UP, HEARD, LISTENS_BYTE, RING_BYTE, RING_SIZE, FRAME_SIZE, TEXT_SIZE
-cdef Py_ssize_t SLOT_SIZE, STATUS_SIZE, NUMBER_SIZE, MESSAGE_SIZE
-cdef long long _FLOATING_WORD
+cdef Py_ssize_t CONTROL, SEQUENCE, N, TOTAL, INSIDE
+cdef Py_ssize_t CALLER_BYTE, PAUSE_BYTE, PUBLISH_BYTE, TASK_BYTE, RECORD_BYTE, RECORD_END, STANDS_SINCE, STOOD
+cdef Py_ssize_t TOTAL_KIND_BYTE, INSIDE_KIND_BYTE, OPEN_BYTE, STATUS_LENGTH_BYTE, STATUS_BYTE
+cdef Py_ssize_t MESSAGE_LENGTH_BYTE, MESSAGE_BYTE, LISTENS_BYTE
+cdef int GO, CANCEL, PAUSE, PUSHING, ENDED, NONE, INT, FLOAT
+cdef Py_ssize_t SLOT_SIZE, STATUS_SIZE, MESSAGE_SIZE, TEXT_SIZE
 
 
 @cython.final
 cdef class Updater:
-    cdef long long[::1] _words
-    cdef double[::1] _doubles
-    cdef object _bytes
+    cdef pe_place _place
+    cdef object _slot
+    cdef object _counters
+    cdef object _former
     cdef object _lock
     cdef object _push
+    cdef object _send
     cdef object _changes
-    cdef int _base_mode
+    cdef object _node
+    cdef Updater _parent
     cdef long long _n
     cdef void *_vectorcall
-    cdef object _part
-    cdef Updater _parent
     cdef object __weakref__
 
-    cdef _set_up(self, object slot, object push)
+    cdef _set_up(self, object slot, object push, object send)
     cpdef update(self, object amount=*)
     cpdef check(self)
-
 
 
 @cython.final
