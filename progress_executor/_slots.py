@@ -219,7 +219,7 @@ def _decoded(record: bytes) -> tuple[int | float, ProgressState]:
     if (total is not None and total < 0) or length > STATUS_SIZE:
         raise ValueError
     status = record[STATUS_BYTE : STATUS_BYTE + length].decode()
-    return inside or 0, {"n": 0, "total": total, "status": status or RUNNING}
+    return 0 if inside is None else inside, {"n": 0, "total": total, "status": status or RUNNING}
 
 
 def _number(record: bytes, word: int, kind: int) -> int | float | None:

@@ -4,7 +4,7 @@ A slot is `SLOT_SIZE` bytes, aligned to a cache line, in the byte order of the m
 from those that end in `_BYTE`.
 
     word 0   control, tested as one word by each step; zero: go on. Byte 0: CANCEL, the caller's. Byte 1: PAUSE, the
-             caller's. Byte 2: PUBLISH, set by the caller and reset by the task. Byte 3: why the task itself takes the slow path
+             caller's. Byte 2: PUBLISH, set by the caller and reset by the task. Byte 3: the task's own
     word 1   sequence: odd while the task writes anything but a step
     word 2   n, int64: what steps by ints have added
     word 3   n, double: what steps by floats have added; NO_FLOAT as long as there was none

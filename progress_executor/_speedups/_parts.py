@@ -96,9 +96,11 @@ class Node:
         """Have `count` give `n`: what its parts have done until now is in it."""
         self.inside()
         shares = [-part.share for part in self.parts]
-        self.counters.assign(0)
-        self.done = add(n, *shares)
-        self.rounding_error = add(n, *shares, -self.done)
+        done = add(n, *shares)
+        error = add(n, *shares, -done)
+        counters = self.counters.ints
+        # In one line, between whose stores no signal is handled.
+        counters[0], counters[1], self.done, self.rounding_error = 0, NO_FLOAT, done, error
 
     def begin(self) -> None:
         assert self.parent is not None
