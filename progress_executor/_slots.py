@@ -193,7 +193,7 @@ class Slot:
                 if self._words[SEQUENCE] == sequence:
                     try:
                         inside, found = (inside, state) if record is None else _decoded(record)
-                        n = inside + ints if bits == NO_FLOAT else inside + ints + _checked(double)
+                        n = (ints if bits == NO_FLOAT else ints + _checked(double)) + inside
                         n = n if isfinite(n) else copysign(float_info.max, n)
                         state = {"n": n, "total": found["total"], "status": found["status"]}
                         self._known = sequence, inside, state

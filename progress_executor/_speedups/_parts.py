@@ -37,12 +37,6 @@ class Counters:
         double: float = self.doubles[1]
         return n + double if isfinite(double) else n
 
-    def assign(self, n: float) -> None:
-        if isinstance(n, int) and -(1 << 63) <= n < 1 << 63:
-            self.ints[0], self.ints[1] = n, NO_FLOAT
-        else:
-            self.ints[0], self.doubles[1] = 0, n + 0.0  # no -0.0
-
 
 class Node:
     """The task itself, or a part of it."""
@@ -92,15 +86,12 @@ class Node:
         """n, with what its parts have counted."""
         return add(self.counters.count(), self.inside())  # as the reader adds them
 
-    def assign(self, n: float) -> None:
-        """Have `count` give `n`: what its parts have done until now is in it."""
+    def assigned(self, n: float) -> tuple[int | float, int | float]:
+        """What to have done, with which rounding error, to count `n`: what its parts have done until now is in it."""
         self.inside()
         shares = [-part.share for part in self.parts]
         done = add(n, *shares)
-        error = add(n, *shares, -done)
-        counters = self.counters.ints
-        # In one line, between whose stores no signal is handled.
-        counters[0], counters[1], self.done, self.rounding_error = 0, NO_FLOAT, done, error
+        return done, add(n, *shares, -done)
 
     def begin(self) -> None:
         assert self.parent is not None

@@ -661,11 +661,10 @@ class Updater:
         try:
             words[SEQUENCE] = sequence
             fence()
-            if own is not _KEEP or (n is not _KEEP and node is None):
-                self._assign(n if own is _KEEP else own)
+            if own is not _KEEP:
+                self._assign(own)
             elif n is not _KEEP:
-                node.assign(n)
-                self._n = self._counters.ints[0]
+                self._assign(n) if node is None else self._assign_sum(n)
             if node is not None:
                 root = node
                 while root.parent is not None:
@@ -677,9 +676,20 @@ class Updater:
         finally:
             words[SEQUENCE] = sequence + 1
 
+    # Each in one line: between its stores no signal is handled.
+
     def _assign(self, n: Any) -> None:
-        self._counters.assign(n)
-        self._n = self._counters.ints[0]
+        ints, doubles = self._counters.ints, self._counters.doubles
+        if isinstance(n, int):
+            ints[0], ints[1], self._n = n, NO_FLOAT, n
+        else:
+            n = n + 0.0  # no -0.0
+            ints[0], doubles[1], self._n = 0, n, 0
+
+    def _assign_sum(self, n: Any) -> None:
+        node, ints = self._node, self._counters.ints
+        done, error = node.assigned(n)
+        ints[0], ints[1], self._n, node.done, node.rounding_error = 0, NO_FLOAT, 0, done, error
 
 
 class _Iteration:
