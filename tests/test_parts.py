@@ -854,6 +854,7 @@ def test_threads_that_share_a_part_lose_no_count(progress, slot):
     part = progress.sub(1, total=30_000)
     in_threads(work, work, work, disturb)
     assert exactly(part.n) == exactly(15_000)
+    progress.refresh()
     assert progress.n == slot.snapshot()["n"] == 450.5
 
 

@@ -1188,7 +1188,8 @@ class Model:
             raise CancelledError
 
     def update(self, amount):
-        amount = self.number(amount)
+        fitting = self.number(amount)
+        amount = int(amount) if hasattr(amount, "__index__") else fitting
         if isinstance(amount, int) and isinstance(self.fitting(self.ints + amount), int):
             self.ints += amount
         elif isinstance(amount, float) and not isinf(floats := (-0.0 if self.floats is None else self.floats) + amount):

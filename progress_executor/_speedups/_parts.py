@@ -57,19 +57,19 @@ class Node:
 
     def inside(self) -> int | float:
         """What its parts have counted, open and ended."""
-        for node in reversed(self._and_below()):
-            if node is not self:
+        if self.parts:
+            for node in reversed(self._and_below()[1:]):
                 node.share = node._share()
         return self._inside()
 
     def _inside(self) -> int | float:
-        return add(self.done, self.rounding_error, *(part.share for part in self.parts))
+        return add(self.done, self.rounding_error, *[part.share for part in self.parts])
 
     def _share(self) -> int | float:
         weight, total = self.weight, self.total
         if not total:
             return 0 if total is None else weight
-        n = add(self.counters.count(), self.done, self.rounding_error, *(part.share for part in self.parts))
+        n = add(self.counters.count(), self.done, self.rounding_error, *[part.share for part in self.parts])
         if n >= total:
             return weight
         if n <= 0:
@@ -113,11 +113,11 @@ class Node:
                 updater._stop_steps()
             # Without the callback: nothing is to be done any more when it is dropped.
             node.updater = _nobody if updater is None else ref(updater)
-        parent.inside()
+        self.inside()
+        share = self.weight if whole else self._share()
         for node in nodes:
             node.done, node.rounding_error, node.parts, node.ended = node._inside(), 0, [], True
         parent.parts.remove(self)
-        share = self.weight if whole else self.share
         done = add(parent.done, parent.rounding_error, share)
         parent.done, parent.rounding_error = done, add(parent.done, parent.rounding_error, share, -done)
 
@@ -142,8 +142,9 @@ class Node:
 
 def add(*numbers: float) -> int | float:
     """The sum: ints exactly, else rounded once, and never infinite."""
-    if all(isinstance(number, int) for number in numbers):
-        return sum(numbers)
+    total = sum(numbers)
+    if isinstance(total, int):
+        return total
     try:
         return fsum(numbers)
     except OverflowError:

@@ -40,8 +40,6 @@ from ._layout import (
     PAUSE_BYTE,
     PUBLISH_BYTE,
     PUSHING,
-    RECORD_BYTE,
-    RECORD_END,
     SEQUENCE,
     SLOT_SIZE,
     STANDS_SINCE,
@@ -116,14 +114,16 @@ def _nothing() -> None:
     pass
 
 
-def _number(value: Any, name: str) -> int | float:
-    """`value` as an int of 64 bits or a finite float."""
+def _number(value: Any, name: str, exact: bool = False) -> int | float:
+    """`value` as an int of 64 bits, or any int where it is to be `exact`, or a finite float."""
     kind = type(value)
     if isinstance(value, (str, bytes, complex)):  # NumPy's have methods that guess
         raise TypeError(f"{name} must be a number, not {kind.__name__}")
     if hasattr(kind, "__index__"):
         try:
-            return _fitting(int(operator.index(value)))
+            number = int(operator.index(value))
+            fitting = _fitting(number)  # OverflowError, also where it is to be exact
+            return number if exact else fitting
         except TypeError:  # an array or tensor that has the method for some of its types only
             if not hasattr(kind, "__float__"):
                 raise
@@ -131,10 +131,10 @@ def _number(value: Any, name: str) -> int | float:
             raise OverflowError(f"{name} is too large: it is beyond all floats") from None
     if not hasattr(kind, "__float__"):
         raise TypeError(f"{name} must be a number, not {kind.__name__}")
-    number = float(value)
-    if not isfinite(number):
-        raise ValueError(f"{name} must be finite, not {number}")
-    return number
+    double = float(value)
+    if not isfinite(double):
+        raise ValueError(f"{name} must be finite, not {double}")
+    return double
 
 
 def _fitting(number: float) -> int | float:
@@ -159,18 +159,6 @@ _PART: Any = object()
 # What the steps of a part that has ended look at, in place of the control word.
 _ENDED_WORD = memoryview(bytearray(8)).cast("q")
 _ENDED_WORD[0] = ENDED
-
-
-def _store(record: bytearray, word: int, kind_byte: int, number: Any) -> None:
-    """Write `number` (None: unknown) where it belongs in a slot's bytes."""
-    if number is None:
-        record[kind_byte] = NONE
-    elif isinstance(number, float):
-        record[kind_byte] = FLOAT
-        struct.pack_into("d", record, 8 * word, number)
-    else:
-        record[kind_byte] = INT
-        struct.pack_into("q", record, 8 * word, number)
 
 
 def _load(slot: Any, word: int, kind_byte: int) -> Any:
@@ -203,7 +191,9 @@ class Updater:
     __slots__ = (
         "__weakref__",
         "_changes",
+        "_control",
         "_counters",
+        "_doubles",
         "_former",
         "_ints",
         "_lock",
@@ -216,10 +206,13 @@ class Updater:
         "_words",
     )
 
-    _slot: memoryview[int]  # the task's, as bytes
+    # Three views of the task's slot.
+    _slot: memoryview[int]
+    _words: memoryview[int]
+    _doubles: memoryview[float]
     _counters: Counters  # what it adds to: those in the slot, or a part's own
     if not cython.compiled:
-        _words: memoryview[int]  # what a step looks at: the words of the slot
+        _control: memoryview[int]  # what a step looks at: the words of the slot
         _ints: memoryview[int]  # the first of the counters, found faster
     _n: int  # interpreted: what is in it, read faster than a memoryview
     _push: Callable[[bool | None], None] | None
@@ -278,20 +271,20 @@ class Updater:
         if len(view) < SLOT_SIZE:
             raise ValueError(f"a slot has {SLOT_SIZE} bytes, not {len(view)}")
         view[TASK_BYTE] = _LOCKED if push is None else _LOCKED | PUSHING
-        self._attach(view, Counters(view[8 * N : 8 * N + 16]))
+        self._attach((view, view.cast("q"), view.cast("d")), Counters(view[8 * N : 8 * N + 16]))
 
-    def _attach(self, slot: Any, counters: Counters) -> None:
+    def _attach(self, slot: tuple[Any, Any, Any], counters: Counters) -> None:
         """Have the steps look at this slot, and add to these counters."""
         if cython.compiled:
             control = cython.declare(cython.longlong[::1])
             ints = cython.declare(cython.longlong[::1])
-        self._slot, self._counters = slot, counters
-        words = slot.cast("q")
+        self._slot, self._words, self._doubles = slot
+        self._counters = counters
         if cython.compiled:
-            control, ints = words, counters.ints
+            control, ints = self._words, counters.ints
             pe_move(cython.address(self._place), cython.address(control[0]), cython.address(ints[0]))
         else:
-            self._ints, self._n, self._words = counters.ints, counters.ints[0], words
+            self._ints, self._n, self._control = counters.ints, counters.ints[0], self._words
 
     def _stop_steps(self) -> None:
         """The part has ended: each step takes the slow path, which raises."""
@@ -301,7 +294,7 @@ class Updater:
             control, ints = _ENDED_WORD, self._counters.ints
             pe_move(cython.address(self._place), cython.address(control[0]), cython.address(ints[0]))
         else:
-            self._words = _ENDED_WORD
+            self._control = _ENDED_WORD
 
     def _detach(self) -> None:
         """Go on in memory of its own: the slot is about to belong to another task, and threads may still count here."""
@@ -329,8 +322,9 @@ class Updater:
         own[PAUSE_BYTE] = GO  # nobody could have them go on
         own[PUBLISH_BYTE] = 0
         own[LISTENS_BYTE] = 0
-        slot = memoryview(own)
-        counters = Counters(slot[8 * N : 8 * N + 16])
+        view = memoryview(own)
+        slot = view, view.cast("q"), view.cast("d")
+        counters = Counters(view[8 * N : 8 * N + 16])
         self._former = self._slot
         if self._node is None:
             self._attach(slot, counters)
@@ -391,7 +385,7 @@ class Updater:
 
     def _add(self, amount: Any) -> None:
         """A step on the slow path."""
-        step = _number(amount, "amount")
+        step = _number(amount, "amount", exact=True)
         if self._parent is not None and self._node.ended:
             self.check()
             raise RuntimeError(HAS_ENDED)
@@ -496,14 +490,14 @@ class Updater:
     def _stand_still(self) -> None:
         """Return when the caller has the task go on, or stop."""
         with self._lock:
-            times = self._slot.cast("d")
+            times = self._doubles
             if not times[STANDS_SINCE]:  # of several threads of the task the first one
                 times[STANDS_SINCE] = monotonic()
         try:
             wait_while(self._is_to_stand)
         finally:
             with self._lock:
-                times = self._slot.cast("d")
+                times = self._doubles
                 since = times[STANDS_SINCE]
                 if since:
                     times[STANDS_SINCE] = 0.0
@@ -586,7 +580,7 @@ class Updater:
             if self._node is None:
                 self._node = Node(None, 1, None, self._counters, self)
             part._parent = self
-            part._attach(self._slot, Counters())
+            part._attach((self._slot, self._words, self._doubles), Counters())
             part._node = Node(self._node, weight, total, part._counters, part)
             self._write(act=part._node.begin)
         return part
@@ -639,24 +633,12 @@ class Updater:
             self._publish(False)
 
     def _apply(self, n: Any, total: Any, status: Any, own: Any, act: Any) -> None:
-        node, slot = self._node, self._slot
+        node, words = self._node, self._words
         if act is not None:
             act()
         elif self._parent is not None and node.ended:
             self.check()
             raise RuntimeError(HAS_ENDED)
-        # Made apart and stored in one, so that an exception at any moment (Ctrl-C) leaves nothing half written.
-        record = bytearray(slot[:RECORD_END])
-        if total is not _KEEP:
-            if self._parent is None:
-                _store(record, TOTAL, TOTAL_KIND_BYTE, total)
-            else:
-                node.total = total
-        if status is not _KEEP:
-            text = encoded(status, STATUS_SIZE)
-            record[STATUS_LENGTH_BYTE : STATUS_LENGTH_BYTE + 2] = len(text).to_bytes(2, "little")
-            record[STATUS_BYTE : STATUS_BYTE + len(text)] = text
-        words = slot.cast("q")
         sequence = words[SEQUENCE] | 1
         try:
             words[SEQUENCE] = sequence
@@ -665,13 +647,12 @@ class Updater:
                 self._assign(own)
             elif n is not _KEEP:
                 self._assign(n) if node is None else self._assign_sum(n)
+            if total is not _KEEP:
+                self._assign_total(total)
+            if status is not _KEEP:
+                self._assign_status(encoded(status, STATUS_SIZE))
             if node is not None:
-                root = node
-                while root.parent is not None:
-                    root = root.parent
-                _store(record, INSIDE, INSIDE_KIND_BYTE, _fitting(root.inside()))
-                record[OPEN_BYTE] = 1 if root.parts else 0
-            slot[RECORD_BYTE:RECORD_END] = record[RECORD_BYTE:RECORD_END]
+                self._store_sum(node)
             fence()
         finally:
             words[SEQUENCE] = sequence + 1
@@ -690,6 +671,32 @@ class Updater:
         node, ints = self._node, self._counters.ints
         done, error = node.assigned(n)
         ints[0], ints[1], self._n, node.done, node.rounding_error = 0, NO_FLOAT, 0, done, error
+
+    def _assign_total(self, total: Any) -> None:
+        slot = self._slot
+        if self._parent is not None:
+            self._node.total = total
+        elif total is None:
+            slot[TOTAL_KIND_BYTE] = NONE
+        elif isinstance(total, float):
+            slot[TOTAL_KIND_BYTE], self._doubles[TOTAL] = FLOAT, total
+        else:
+            slot[TOTAL_KIND_BYTE], self._words[TOTAL] = INT, total
+
+    def _assign_status(self, text: bytes) -> None:
+        slot, size = self._slot, len(text)
+        low, high, end = size & 255, size >> 8, STATUS_BYTE + size
+        slot[STATUS_LENGTH_BYTE], slot[STATUS_LENGTH_BYTE + 1], slot[STATUS_BYTE:end] = low, high, text
+
+    def _store_sum(self, node: Any) -> None:
+        """Have the caller see what all parts of the task have counted."""
+        while node.parent is not None:
+            node = node.parent
+        slot, inside, open_ = self._slot, _fitting(node.inside()), 1 if node.parts else 0
+        if isinstance(inside, float):
+            slot[OPEN_BYTE], slot[INSIDE_KIND_BYTE], self._doubles[INSIDE] = open_, FLOAT, inside
+        else:
+            slot[OPEN_BYTE], slot[INSIDE_KIND_BYTE], self._words[INSIDE] = open_, INT, inside
 
 
 class _Iteration:
@@ -749,9 +756,9 @@ class _Iteration:
                 except GeneratorExit:  # the loop was left in its body
                     self._counting = True
                     raise
-                words = updater._words  # looked up at every step: see _detach
+                control = updater._control  # looked up at every step: see _detach
                 try:
-                    if not words[CONTROL]:
+                    if not control[CONTROL]:
                         updater._ints[0] = updater._n = updater._n + 1
                         continue
                 except ValueError:  # more than 64 bits
@@ -771,8 +778,8 @@ if cython.compiled:
 def _interpreted_update(self: Updater, amount: Any = 1) -> None:
     # The GIL is offered at calls and backward jumps only (CPython 3.11 to 3.13): nothing comes between the test
     # of the control word and the store.
-    words = self._words
-    if words[CONTROL] == 0:
+    control = self._control
+    if control[CONTROL] == 0:
         if amount.__class__ is int:
             try:
                 self._ints[0] = self._n = self._n + amount
@@ -782,7 +789,7 @@ def _interpreted_update(self: Updater, amount: Any = 1) -> None:
         elif type(amount) is float:
             doubles = self._counters.doubles
             total = doubles[1] + amount
-            if total - total == 0.0 and words[CONTROL] == 0:  # isfinite() would be a call
+            if total - total == 0.0 and control[CONTROL] == 0:  # isfinite() would be a call
                 doubles[1] = total
                 return
     self._add(amount)

@@ -4,7 +4,7 @@ cimport cython
 from progress_executor._speedups._c cimport pe_place
 
 cdef Py_ssize_t CONTROL, SEQUENCE, N, TOTAL, INSIDE
-cdef Py_ssize_t CALLER_BYTE, PAUSE_BYTE, PUBLISH_BYTE, TASK_BYTE, RECORD_BYTE, RECORD_END, STANDS_SINCE, STOOD
+cdef Py_ssize_t CALLER_BYTE, PAUSE_BYTE, PUBLISH_BYTE, TASK_BYTE, STANDS_SINCE, STOOD
 cdef Py_ssize_t TOTAL_KIND_BYTE, INSIDE_KIND_BYTE, OPEN_BYTE, STATUS_LENGTH_BYTE, STATUS_BYTE
 cdef Py_ssize_t MESSAGE_LENGTH_BYTE, MESSAGE_BYTE, LISTENS_BYTE
 cdef int GO, CANCEL, PAUSE, PUSHING, ENDED, NONE, INT, FLOAT
@@ -15,6 +15,8 @@ cdef Py_ssize_t SLOT_SIZE, STATUS_SIZE, MESSAGE_SIZE, TEXT_SIZE
 cdef class Updater:
     cdef pe_place _place
     cdef object _slot
+    cdef object _words
+    cdef object _doubles
     cdef object _counters
     cdef object _former
     cdef object _lock
