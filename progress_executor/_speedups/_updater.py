@@ -212,6 +212,7 @@ class Updater:
     _doubles: memoryview[float]
     _counters: Counters  # what it adds to: those in the slot, or a part's own
     if not cython.compiled:
+        _place: Any  # compiled: the addresses of both
         _control: memoryview[int]  # what a step looks at: the words of the slot
         _ints: memoryview[int]  # the first of the counters, found faster
     _n: int  # interpreted: what is in it, read faster than a memoryview
