@@ -25,6 +25,7 @@ from ._speedups._layout import (
     MESSAGE_BYTE,
     MESSAGE_LENGTH_BYTE,
     MESSAGE_SIZE,
+    MESSAGES_TAKEN,
     NO_FLOAT,
     NONE,
     OPEN_BYTE,
@@ -124,18 +125,32 @@ class Slot:
         self.buffer[CALLER_BYTE] = CANCEL
         fence()  # see `may_begin`
 
+    @property
+    def cancelled(self) -> bool:
+        """Whether the task is asked to stop."""
+        return bool(self.buffer[CALLER_BYTE] == CANCEL)
+
     def pause(self, paused: bool) -> None:
         """Have the task stand still at its next progress call, or go on."""
         self.buffer[PAUSE_BYTE] = PAUSE if paused else GO
 
     def listen(self, listens: bool = True) -> None:
-        """Have the task wait for room, a moment, where the ring is full, as somebody takes out what it says; or no more."""
+        """Have the task wait a moment where its messages find no room, as somebody takes them; or no more."""
         self.buffer[LISTENS_BYTE] = listens
 
-    spoke = unheard = False
+    @property
+    def listened(self) -> bool:
+        """Whether somebody takes the task's messages."""
+        return bool(self.buffer[LISTENS_BYTE])
 
-    def take(self, last: bool = False) -> list[str]:
-        return []
+    @property
+    def taken(self) -> int:
+        """How many bytes of the task's messages were taken."""
+        return self._words[MESSAGES_TAKEN]
+
+    def take(self, size: int) -> None:
+        """Note that so many more were."""
+        self._words[MESSAGES_TAKEN] += size
 
     def take_back(self) -> bool:
         """Have a task that was given in advance not begin; False if it has begun."""
@@ -158,7 +173,7 @@ class Slot:
         fence()
         while self.buffer[TAKEN_BACK_BYTE] == ASKED:  # it is about to know
             sleep(0.00005)
-        return self.buffer[CALLER_BYTE] != CANCEL and self.buffer[TAKEN_BACK_BYTE] != TAKEN
+        return not self.cancelled and self.buffer[TAKEN_BACK_BYTE] != TAKEN
 
     def snapshot(self, tries: int = _TRIES) -> ProgressState:
         """n, total and status, all from the same write.

@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 
 from ._ambient import current
 from ._interrupts import SigintDeferred
+from ._messages import LOST, Message, Sender
 from ._monitor import INTERVAL, KEPT, Board, Feed, Said, Ticker
 from ._slots import LAST_TRIES, Slot
 from ._speedups import Updater
@@ -66,13 +67,15 @@ class Task:
     """When it began to run, in seconds since the epoch; a task in another process says so in its slot."""
     ended_at: float | None = None
     """When it ended, likewise; None also for one that neither takes progress nor had callbacks then."""
-    push: Callable[[bool | None], None] | None = None
+    push: Callable[[bool], None] | None = None
     """What each step calls, if the task itself has to tell of it."""
     _asked: Updater | None = None
     _stood = 0.0
     outlets: tuple[Feed, ...] = ()
     """Who is told what it says."""
-    _said: deque[Said] | None = None  # what was taken out of the slot, until it was told to somebody
+    _sender: Sender | None = None  # made when it says something
+    _unread: deque[Message] | None = None  # what has arrived, until it is passed on
+    _said: deque[Said] | None = None  # what was passed on, until it was told to somebody
     _handing_over = False  # a signal handler that comes meanwhile may deliver, and would add to these
     keeps: object = None
     """Its pool, until it has ended: one that was dropped still replaces workers, and is left at exit."""
@@ -149,7 +152,7 @@ class Task:
         if slot is None:
             token = current.set(self._updater)
         else:
-            kwargs["progress"] = updater = Updater(slot.buffer, self.push)
+            kwargs["progress"] = updater = Updater(slot.buffer, self.push, self.say)
             token = current.set(updater)
         try:
             if returned is None:
@@ -160,6 +163,26 @@ class Task:
             updater = updater or self._asked
             if updater is not None:
                 updater._publish_parts()
+            if self._sender is not None:
+                self._sender.end()
+
+    def say(self, kind: str, payload: Any, size: int) -> None:
+        """Called by the task, with each message."""
+        sender = self._sender
+        if sender is None:
+            with self.board.lock:  # threads of the task may begin at once
+                if self.slot is None:  # it has ended
+                    return
+                if self._sender is None:
+                    self._sender = Sender(self.slot, self.hear, None if self.push is None else self.pass_on)
+                sender = self._sender
+        sender(kind, payload, size)
+
+    def hear(self, message: Message) -> None:
+        """Keep a message until it is passed on."""
+        if self._unread is None:
+            self._unread = deque(maxlen=KEPT)
+        self._unread.append(message)
 
     def _updater(self) -> Updater:
         """For a function that takes no progress, made when what it calls asks for one: few do, and to make it takes time."""
@@ -168,7 +191,7 @@ class Task:
                 slot = Slot()
                 slot.start(time() if self.started_at is None else self.started_at)
                 slot.pause(self.paused and self._final is None)
-                self._asked = Updater(slot.buffer, self.push)
+                self._asked = Updater(slot.buffer, self.push, self.say)
                 self.slot = slot
                 if self.outlets:
                     slot.listen()
@@ -278,17 +301,22 @@ class Task:
     @property
     def unheard(self) -> bool:
         """Whether it has said something that was not passed on."""
-        with self.board.lock:
-            return self.slot is not None and self.slot.unheard
+        return bool(self._unread)
 
     def pass_on(self) -> None:
         """Pass on to its outlets what it has said."""
         with SigintDeferred(), self.board.lock:
-            if self.slot is not None and self.slot.unheard and not self._handing_over:
-                self._pass_on(self.slot.take())
+            if self._unread and not self._handing_over:
+                self._pass_on()
 
-    def _pass_on(self, texts: list[str]) -> None:
-        said = tuple(map(Said, texts))
+    def _pass_on(self) -> None:
+        said, taken, unread = [], 0, self._unread or deque()
+        for _ in range(len(unread)):
+            kind, payload, size = unread.popleft()
+            taken += size
+            said.append(Said(f"[{payload} lost: said faster than they were read]" if kind == LOST else payload))
+        if self.slot is not None:
+            self.slot.take(taken)
         if self._said is None:
             self._said = deque(maxlen=KEPT)
         while self._said and self._said[0].told:
@@ -312,9 +340,9 @@ class Task:
             final["status"] = status
             if self.was_paused:
                 self._stood = slot.stood
-            if slot.spoke:
-                with self.board.lock:  # another thread may be about to pass on what it has taken
-                    self._pass_on(slot.take(last=True))
+        if self._unread:
+            with self.board.lock:  # another thread may be about to pass on what it has taken
+                self._pass_on()
         self._final = final
         if self.paused and slot is not None:
             slot.pause(False)  # nobody can have its threads go on any more

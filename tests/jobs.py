@@ -636,6 +636,13 @@ def say_then(fn, texts, progress):
     DEATHS[fn]()
 
 
+def send_objects(progress):
+    from progress_executor._executors.process import worker
+
+    for payload in ({"a": (1, 2.5)}, None, b"x" * 100_000):
+        worker._running.say("object", payload, 10)
+
+
 def say_deeply(text):
     current_progress().log(text)
 

@@ -6,17 +6,14 @@ import contextlib
 import io
 import itertools
 import logging
-import random
 import re
 import signal
-import struct
 import threading
 import time
+from collections import deque
 from concurrent.futures.process import BrokenProcessPool
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from rich.console import Console
 from rich.progress import Progress
 
@@ -29,19 +26,8 @@ from progress_executor import (
     _monitor,
     _tasks,
 )
-from progress_executor._slots import Slot
-from progress_executor._speedups._layout import (
-    FRAME_SIZE,
-    GAVE_UP,
-    HEARD,
-    LISTENS_BYTE,
-    LOST,
-    RING_BYTE,
-    RING_SIZE,
-    SAID,
-    SLOT_SIZE,
-    TEXT_SIZE,
-)
+from progress_executor._messages import BOUND, LOG, LOST, Sender
+from progress_executor._speedups._layout import TEXT_SIZE
 
 from . import jobs
 from .conftest import CONCURRENT, DEADLINE, make_executor, open_gate, until
@@ -84,6 +70,19 @@ def check_whole(told, said):
 def numbers(n, size):
     """What `jobs.say_numbers` says."""
     return [f"{i} ".ljust(size, ".") for i in range(n)]
+
+
+@pytest.fixture
+def speaker(updater, slot):
+    """An Updater, and what takes the payloads of all that it has sent."""
+    sent = deque()
+
+    def take():
+        messages = [sent.popleft() for _ in range(len(sent))]
+        slot.take(sum(size for _, _, size in messages))
+        return [payload for _, payload, _ in messages]
+
+    return updater(slot.buffer, None, Sender(slot, sent.append)), take
 
 
 # What is told
@@ -166,19 +165,19 @@ def test_what_a_worker_that_died_has_said_is_told(death):
 def test_a_cancelled_task_has_its_last_text_told(each_pool):
     future = each_pool.submit(jobs.say_without_end)
     told = said_by(future)
-    until(lambda: future._task.slot is not None and future._task.slot.unheard)
+    until(lambda: future._task.unheard)
     future.cancel()
     with pytest.raises(concurrent.futures.CancelledError):
         future.result(DEADLINE)
     assert "." * 1000 in told
 
 
-def test_who_says_something_learns_that_the_task_is_to_stop(updater, slot):
-    progress = updater(slot.buffer)
+def test_who_says_something_learns_that_the_task_is_to_stop(speaker, slot):
+    progress, take = speaker
     slot.cancel("enough")
     with pytest.raises(asyncio.CancelledError, match="enough"):
         progress.log("the last")
-    assert slot.take() == ["the last"]
+    assert take() == ["the last"]
 
 
 def test_a_function_that_takes_no_progress_can_say_something(executor):
@@ -217,23 +216,11 @@ def test_a_text_is_a_str(updater, text):
         updater().log(text)
 
 
-def test_a_text_is_cut_before_a_character_that_does_not_fit(updater, slot):
-    progress = updater(slot.buffer)
+def test_a_text_is_cut_before_a_character_that_does_not_fit(speaker):
+    progress, take = speaker
     for text in ("", "é" * 2001, "a" + "é" * 2000, "\udc80"):
         progress.log(text)
-        assert slot.take() == [text.encode("utf-8", "replace")[:TEXT_SIZE].decode("utf-8", "ignore")]
-
-
-def test_whatever_the_lengths_the_ring_gives_back_what_was_put_in(updater, slot):
-    progress, chance, said, taken = updater(slot.buffer), random.Random(7), [], []
-    for _ in range(3000):
-        text = chance.choice("aé中🙂") * chance.randrange(900)
-        progress.log(text)
-        said.append(text)
-        if chance.random() < 0.6:
-            taken += slot.take()
-    taken += slot.take(last=True)
-    check_whole(taken, said)
+        assert take() == [text.encode("utf-8", "replace")[:TEXT_SIZE].decode("utf-8", "ignore")]
 
 
 # Who listens
@@ -481,15 +468,15 @@ def test_a_group_is_told_while_they_run(each_pool, gate):
 
 def test_who_says_more_than_is_read_is_slowed_and_loses_nothing(each_pool, gate):
     blocker = [each_pool.submit(jobs.wait_for, gate) for _ in range(2)]
-    future = each_pool.submit(jobs.say_numbers, 1500, 100)
+    future = each_pool.submit(jobs.say_numbers, 5000, 100)
     told = said_by(future)
     open_gate(gate)
     asyncio.run(asyncio.wait_for(future.check_for_progress(0.02), None))
     if isinstance(each_pool, ON_DASK):  # where it takes a moment until a worker knows that somebody listens
-        check_whole(told, numbers(1500, 100))
+        check_whole(told, numbers(5000, 100))
     else:
-        assert told == numbers(1500, 100)
-        assert len(future._task._said) < 200  # what was told is not kept: of the last looks, at each what has room
+        assert told == numbers(5000, 100)
+        assert len(future._task._said) < 1300  # what was told is not kept: of the last looks, at each what has room
     concurrent.futures.wait(blocker)
 
 
@@ -504,11 +491,38 @@ def test_threads_that_wait_for_the_same_room_lose_nothing(local_pool, gate):
     concurrent.futures.wait(blocker)
 
 
-def test_all_that_is_lost_is_counted(updater, slot):
-    progress = updater(slot.buffer)
-    for _ in range(70_000):
+def test_all_that_is_lost_is_counted(speaker):
+    progress, take = speaker
+    for _ in range(7000):
         progress.log("x" * 4000)
-    assert slot.take(last=True)[-1] == "[69998 lost: said faster than they were read]"
+    assert take()[-1] == "x" * 4000
+    progress.log("one more")
+    assert take() == [7000 - BOUND // 4008, "one more"]
+
+
+@pytest.mark.parametrize("size", [1, 100, BOUND, BOUND + 1])
+def test_no_more_than_the_bound_is_on_its_way(slot, size):
+    sent = []
+    sender = Sender(slot, sent.append)
+    for _ in range(BOUND + 3):
+        sender(LOG, "x", size)
+    assert len(sent) == BOUND // size
+    slot.take(size)
+    sender(LOG, "y", size)
+    sender.end()
+    sender(LOG, "z", size)
+    lost = BOUND + 3 - BOUND // size
+    if size <= BOUND:
+        assert sent[-2:] == [(LOST, lost, 0), (LOG, "y", size)]
+    else:
+        assert sent == [(LOST, lost + 1, 0)]
+
+
+def test_any_object_may_be_a_message(tmp_path):
+    with ProcessPoolProgressExecutor(1) as executor:
+        future = executor.submit(jobs.send_objects)
+        future.result()
+        assert [said.text for said in future._task._said] == [{"a": (1, 2.5)}, None, b"x" * 100_000]
 
 
 def test_in_the_calling_thread_much_is_said_and_nothing_lost_nor_are_more_states_told():
@@ -533,7 +547,7 @@ def test_what_nobody_reads_for_a_second_is_lost_and_told_to_be(pool, gate):
     took = future.result()
     check_whole(told, numbers(1000, 100))
     assert LOST_TEXTS.fullmatch(told[-1])
-    assert len(told) - 1 == RING_SIZE // (100 + FRAME_SIZE)
+    assert len(told) - 1 == BOUND // (100 + 8)
     assert took < (5 if isinstance(pool, ON_DASK) else 3)  # it has waited once
     concurrent.futures.wait(blocker)
 
@@ -555,18 +569,19 @@ def test_on_dask_what_a_task_said_before_it_failed_is_told(retries, tmp_path):
                 assert told == ["first", "second"]
 
 
-def test_it_waits_again_when_it_was_read_meanwhile(updater, slot, monkeypatch):
+def test_it_waits_again_when_it_was_read_meanwhile(speaker, slot, monkeypatch):
     slot.listen()
-    progress, waits = updater(slot.buffer), []
-    module = "progress_executor._speedups._updater" + ("_c" if "_updater_c" in updater.__module__ else "")
-    monkeypatch.setattr(f"{module}._PATIENCE", 0.0)
-    monkeypatch.setattr(f"{module}.wait_while", lambda condition: waits.append(condition()))
-    for _ in range(2):
-        for _ in range(20):
+    (progress, take), waits = speaker, []
+    monkeypatch.setattr("progress_executor._messages.PATIENCE", 0.0)
+    monkeypatch.setattr("progress_executor._messages.wait_while", lambda condition: waits.append(condition()))
+    lost = 100 - BOUND // 1008
+    for before in (0, lost):
+        for _ in range(100):
             progress.log("x" * 1000)
-        assert slot.take()[-8:] == ["x" * 1000] * 8
+        assert take() == [before] * bool(before) + ["x" * 1000] * (BOUND // 1008)
     assert waits == [False, False]
-    assert slot.take(last=True) == ["[12 lost: said faster than they were read]"]
+    progress.log("the last")
+    assert take() == [lost, "the last"]
 
 
 def test_where_nobody_listens_nobody_waits(updater):
@@ -620,43 +635,9 @@ def test_what_its_threads_say_after_the_end_of_a_task_is_not_the_next_ones(kind,
     assert of_second == ["mine"]
 
 
-def test_what_was_written_by_half_is_not_told(updater, slot):
-    progress = updater(slot.buffer)
-    progress.log("whole")
-    at = RING_BYTE + slot._words[SAID]
-    slot.buffer[at : at + FRAME_SIZE + 4] = struct.pack("II", 9, 0) + b"half"
-    assert slot.take(last=True) == ["whole"]
-
-
-@pytest.mark.parametrize("said", [-1, RING_SIZE + 1])
-def test_what_cannot_be_in_the_ring_is_not_told(slot, said):
-    slot._words[SAID] = said
-    assert slot.take() == []
-    assert slot._words[HEARD] == said
-
-
-WORDS = st.one_of(st.integers(-(2**63), 2**63 - 1), st.integers(-2, 2 * RING_SIZE), st.sampled_from([2**63 - 1, -(2**63)]))
-
-
-@settings(deadline=None, max_examples=200, database=None)
-@given(words=st.lists(WORDS, min_size=4, max_size=4), listens=st.booleans(), seed=st.integers(0, 2**32))
-def test_no_bytes_in_the_ring_harm_anybody(updater, words, listens, seed):
-    slot = Slot()
-    slot.buffer[RING_BYTE:] = random.Random(seed).randbytes(RING_SIZE)
-    for word, value in zip((SAID, LOST, GAVE_UP, HEARD), words, strict=True):
-        slot._words[word] = value
-    assert all(type(text) is str for text in slot.take(last=True))
-    for word, value in zip((SAID, LOST, GAVE_UP, HEARD), words, strict=True):
-        slot._words[word] = value
-    slot.buffer[LISTENS_BYTE] = listens and words[2] == ~words[3]  # else it waits a second
-    updater(slot.buffer).log("x" * 3000)
-    assert all(type(text) is str for text in slot.take(last=True))
-    assert len(slot.buffer) == SLOT_SIZE
-
-
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there is no setitimer")
-def test_a_signal_handler_may_say_something_too(updater, slot):
-    progress, numbers, handled, taken = updater(slot.buffer), itertools.count(), [], []
+def test_a_signal_handler_may_say_something_too(speaker):
+    (progress, take), numbers, handled, taken = speaker, itertools.count(), [], []
 
     def handle(signum, frame):
         number = next(numbers)  # in one step: the next signal may come in the midst of this function
@@ -671,11 +652,11 @@ def test_a_signal_handler_may_say_something_too(updater, slot):
             progress.log(f"task {i}")
             i += 1
             if not i % 10:
-                taken += slot.take()
+                taken += take()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    taken += slot.take(last=True)
+    taken += take()
     assert [text for text in taken if text.startswith("task")] == [f"task {n}" for n in range(i)]
     said_in_handler = [text for text in taken if text.startswith("handler")]  # one of them may interrupt another
     assert sorted(said_in_handler) == sorted(f"handler {number}" for number in handled)
@@ -792,10 +773,11 @@ def test_on_dask_only_what_is_listened_to_is_sent(gate, monkeypatch):
         future = executor.submit(jobs.say_and_wait, ["one", "two"], gate)
         until(lambda: future.state["n"] == 2)
         until(lambda: future._task._speaks)
-        assert all(not made.texts for made in news if made)
+        assert all(not made.messages for made in news if made)
         told = said_by(future)
         with waited_for(future):
             until(lambda: told == ["one", "two"])
             open_gate(gate)
     assert told == ["one", "two"]
-    assert [made.texts for made in news if made and made.texts] == [["one", "two"]]
+    messages = [made.messages for made in news if made and made.messages]
+    assert [[payload for _, payload, _ in each] for each in messages] == [["one", "two"]]

@@ -36,7 +36,7 @@ except ImportError as error:
 from .. import __version__
 from .._futures import ProgressFuture, check_message
 from .._interrupts import SigintDeferred
-from .._monitor import INTERVAL, KEPT, Board, Feed, logger
+from .._monitor import INTERVAL, Board, Feed, logger
 from .._state import CANCELLED, DONE, PAUSED, RUNNING, ProgressState
 from .._tasks import Call, Task, takes_progress
 from .base import ProgressExecutor, executors_to_leave
@@ -68,13 +68,11 @@ class _RemoteSlot:
     def __init__(self) -> None:
         self.state = ProgressState(n=0, total=None, status=RUNNING)
         self.pulse = 0
-        self._texts: deque[str] = deque(maxlen=KEPT)  # the worker does not know that nobody delivers
         self._stood = 0.0
         self._stands_since: float | None = None
 
-    def hear(self, state: ProgressState, stands: bool, stood: float, texts: list[str]) -> None:
-        """Take over what the worker tells: the state, whether the task stands still, for how long it did, what it says."""
-        self._texts += texts
+    def hear(self, state: ProgressState, stands: bool, stood: float) -> None:
+        """Take over what the worker tells: the state, whether the task stands still, for how long it did."""
         self.state, self._stood, self._stands_since = state, stood, monotonic() if stands else None
         self.pulse += 1
 
@@ -88,16 +86,7 @@ class _RemoteSlot:
 
     def listen(self, listens: bool = True) -> None: ...
 
-    @property
-    def unheard(self) -> bool:
-        return bool(self._texts)
-
-    spoke = unheard
-
-    def take(self, last: bool = False) -> list[str]:
-        texts = list(self._texts)
-        self._texts.clear()
-        return texts
+    def take(self, size: int) -> None: ...
 
     def snapshot(self, tries: int = 1) -> ProgressState:
         return self.state.copy()
@@ -145,7 +134,7 @@ class DaskTask(Task):
         if self._speaks:
             self.executor._instruct(self)
 
-    def hear(self, news: News) -> None:
+    def hear_news(self, news: News) -> None:
         """Of its attempts the highest counts."""
         with self.board.lock:  # in the other thread it may be ending just now
             if self.finished or news.run_id < self._run_id:
@@ -154,8 +143,10 @@ class DaskTask(Task):
                 self._run_id = news.run_id
                 self._begin(time() - news.seconds)
             state = ProgressState(n=news.n, total=news.total, status=news.status)
-            self.slot.hear(state, news.paused and news.status == PAUSED, news.stood, news.texts or [])  # type: ignore[union-attr]
-            self._speaks = news.texts is None
+            self.slot.hear(state, news.paused and news.status == PAUSED, news.stood)  # type: ignore[union-attr]
+            for message in news.messages or ():
+                self.hear(message)
+            self._speaks = news.messages is None
             to_be_heard = self._speaks and bool(self.outlets)
         if to_be_heard or news.paused != self.paused:  # it may not have been there yet when the workers were told
             self.executor._instruct(self)
@@ -191,7 +182,9 @@ class DaskTask(Task):
         with self.board.lock:
             if self.slot is None:  # a short one, of which no worker has told
                 self._begin(time())
-            self.slot.hear(ended.state, False, ended.stood, ended.texts)  # type: ignore[union-attr]  # but no final status, until `finish` makes it the final state
+            for message in ended.messages:
+                self.hear(message)
+            self.slot.hear(ended.state, False, ended.stood)  # type: ignore[union-attr]  # but no final status, until `finish` makes it the final state
         try:
             value = pickle.loads(pickled)
         except Exception as error:
@@ -345,7 +338,7 @@ class DaskProgressExecutor(ProgressExecutor):
         for news in itertools.starmap(News, pickle.loads(event[1])):
             task = self._tasks.get(news.number)
             if task is not None:
-                task.hear(news)
+                task.hear_news(news)
 
     async def _instruct_workers(self) -> None:
         """Tell all workers what is to stand still, or listened to; again as long as one of them has not answered.

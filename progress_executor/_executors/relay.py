@@ -7,6 +7,7 @@ import asyncio
 import io
 import pickle
 import threading
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from math import inf
@@ -18,6 +19,7 @@ from distributed.core import Status
 from distributed.protocol.pickle import dumps
 
 from .._ambient import current
+from .._messages import Message, Sender
 from .._monitor import INTERVAL
 from .._slots import Slot
 from .._speedups import Updater
@@ -45,7 +47,7 @@ class News(NamedTuple):
     n: int | float
     total: int | float | None
     status: str
-    texts: list[str] | None
+    messages: list[Message] | None
     """What it has said since the last news; None if it has, and nobody is known to listen."""
 
 
@@ -57,7 +59,7 @@ class Outcome(NamedTuple):
     ended_as: str
     stood: float
     state: ProgressState
-    texts: list[str]
+    messages: list[Message]
     """What it has said since the last news."""
 
 
@@ -88,6 +90,8 @@ class Attempt:
         self._told: tuple[tuple[int, int, int], ProgressState] | None = None
         self._paused = False
         self._heard = False
+        self._unread: deque[Message] = deque()
+        self.sender = Sender(self.slot, self._unread.append)
         self._taking = threading.Lock()  # its own thread takes the last ones
 
     def stop(self, reason: str | None = None) -> None:
@@ -102,9 +106,11 @@ class Attempt:
         self._heard = True
         self.slot.listen()
 
-    def take(self, last: bool) -> list[str]:
+    def take(self) -> list[Message]:
         with self._taking:
-            return self.slot.take(last)
+            messages = [self._unread.popleft() for _ in range(len(self._unread))]
+            self.slot.take(sum(size for _, _, size in messages))
+            return messages
 
     def stop_if_unwanted(self) -> None:
         """Whether Dask wants it no more is seen in its own state: it was cancelled there, or the client is gone.
@@ -120,17 +126,17 @@ class Attempt:
 
     def news(self, last: bool = False) -> News | None:
         """What the client has not been told."""
-        pulse, state, unheard = self.slot.pulse, self.slot.snapshot(), self.slot.unheard
+        pulse, state, unheard = self.slot.pulse, self.slot.snapshot(), bool(self._unread)
         if not last and (pulse, state) == self._told and not (unheard and self._heard):
             return None
         self._told = pulse, state
-        texts: list[str] | None = []
+        messages: list[Message] | None = []
         if self._heard or last:
-            texts = self.take(last)
+            messages = self.take()
         elif unheard:
-            texts = None
+            messages = None
         seconds = monotonic() - self._began
-        return News(self.identity[1], self._task.run_id, seconds, self._paused, self.slot.stood, **state, texts=texts)
+        return News(self.identity[1], self._task.run_id, seconds, self._paused, self.slot.stood, **state, messages=messages)
 
 
 class _Recent(dict[Identity, float]):
@@ -264,7 +270,7 @@ def run(packet: bytes, *values: Any) -> Packed:
         return _packed(attempt, CANCELLED, None)
     try:
         fn, args, kwargs = _Unpickler(call, values).load()
-        progress = Updater(attempt.slot.buffer)
+        progress = Updater(attempt.slot.buffer, None, attempt.sender)
         if takes_progress:
             kwargs["progress"] = progress
         token = current.set(progress)
@@ -273,6 +279,7 @@ def run(packet: bytes, *values: Any) -> Packed:
         finally:
             current.reset(token)
             progress._publish_parts()
+            attempt.sender.end()
         return _packed(attempt, DONE, value)
     except BaseException as error:
         if attempt.stopped and isinstance(error, asyncio.CancelledError):
@@ -287,5 +294,5 @@ def run(packet: bytes, *values: Any) -> Packed:
 
 def _packed(attempt: Attempt, ended_as: str, value: object) -> Packed:
     pickled: bytes = dumps(value)  # type: ignore[no-untyped-call]
-    outcome = Outcome(*attempt.identity, ended_as, attempt.slot.stood, attempt.slot.snapshot(), attempt.take(last=True))
+    outcome = Outcome(*attempt.identity, ended_as, attempt.slot.stood, attempt.slot.snapshot(), attempt.take())
     return pickle.dumps(tuple(outcome)), pickled

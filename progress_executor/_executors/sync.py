@@ -67,10 +67,7 @@ class SyncTask(Task):
             raise RuntimeError("a task of a SyncProgressExecutor cannot wait for itself, nor can what it calls")
         return taken is None
 
-    def push(self, now: bool | None) -> None:
-        if now is None:  # what was said is told when that is due
-            self.pass_on()
-            return
+    def push(self, now: bool) -> None:
         # Threads of the task may count, but callbacks are called in the thread that waits.
         if self.board.watched and self.thread == threading.get_ident():
             if self.feed is not None:

@@ -12,7 +12,12 @@ def fence() -> None: ...
 
 @final
 class Updater:
-    def __new__(cls, slot: Any = None, push: Callable[[bool | None], None] | None = None) -> Self: ...
+    def __new__(
+        cls,
+        slot: Any = None,
+        push: Callable[[bool], None] | None = None,
+        send: Callable[[str, Any, int], None] | None = None,
+    ) -> Self: ...
     @overload
     def __call__(self, iterable: Iterable[_T], total: _Number | None = None) -> Iterator[_T]: ...
     @overload

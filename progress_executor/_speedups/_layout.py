@@ -15,6 +15,7 @@ from those that end in `_BYTE`.
     word 39  when the task started: a double, seconds since the epoch; no positive number as long as it has not
     word 40  since when the task is paused: a double, by the monotonic clock, which processes share; 0 if it is not
     word 41  for how many seconds it was paused: a double
+    word 42  how many bytes of the task's messages the caller has taken: the caller's
     word 48  byte 0 length of the reason, 1 whether the caller takes messages, 2 whether it has taken the task back before it
              began; all of this line is the caller's
     word 49- why the task is to stop, UTF-8
@@ -35,6 +36,7 @@ INSIDE = 6
 STARTED_AT = 39
 STANDS_SINCE = 40
 STOOD = 41
+MESSAGES_TAKEN = 42
 
 CALLER_BYTE = 0
 PAUSE_BYTE = 1

@@ -216,8 +216,8 @@ class Updater:
         _control: memoryview[int]  # what a step looks at: the words of the slot
         _ints: memoryview[int]  # the first of the counters, found faster
     _n: int  # interpreted: what is in it, read faster than a memoryview
-    _push: Callable[[bool | None], None] | None
-    _send: Callable[[str, Any], None] | None
+    _push: Callable[[bool], None] | None
+    _send: Callable[[str, Any, int], None] | None
     _changes: list[tuple[Any, ...]]
     _node: Any  # its place in the tree of parts; None as long as the task has no parts
     _parent: Updater | None
@@ -229,8 +229,8 @@ class Updater:
         def __cinit__(
             self,
             slot: Any = None,
-            push: Callable[[bool | None], None] | None = None,
-            send: Callable[[str, Any], None] | None = None,
+            push: Callable[[bool], None] | None = None,
+            send: Callable[[str, Any, int], None] | None = None,
         ) -> None:
             self._vectorcall = PE_VECTORCALL  # type: ignore[misc]
             self._set_up(slot, push, send)
@@ -240,12 +240,12 @@ class Updater:
         def __new__(
             cls,
             slot: Any = None,
-            push: Callable[[bool | None], None] | None = None,
-            send: Callable[[str, Any], None] | None = None,
+            push: Callable[[bool], None] | None = None,
+            send: Callable[[str, Any, int], None] | None = None,
         ) -> Self:
             """Executors pass the slot, a writable buffer of `SLOT_SIZE` bytes, and `push(now)`, called at each step.
 
-            `send(kind, payload)` is called with each message.
+            `send(kind, payload, size in bytes)` is called with each message.
             """
             self = object.__new__(cls)
             self._set_up(slot, push, send)
@@ -254,9 +254,7 @@ class Updater:
         def __init_subclass__(cls) -> NoReturn:
             raise TypeError("type 'Updater' is not an acceptable base type")
 
-    def _set_up(
-        self, slot: Any, push: Callable[[bool | None], None] | None, send: Callable[[str, Any], None] | None
-    ) -> None:
+    def _set_up(self, slot: Any, push: Callable[[bool], None] | None, send: Callable[[str, Any, int], None] | None) -> None:
         self._node = None
         self._parent = None
         self._push = push
@@ -518,11 +516,22 @@ class Updater:
         return (bytes(slot[MESSAGE_BYTE : MESSAGE_BYTE + length]).decode("utf-8", "replace"),)
 
     def log(self, text: str) -> None:
-        """Have `text` told to the caller's log callbacks, and shown above its bars; cut after 4000 bytes of UTF-8."""
+        """Have `text` told to the caller's log callbacks, and shown above its bars; cut after 4000 bytes of UTF-8.
+
+        The texts come in the order in which they were said, mostly within 0.1 s, and before the task's end. 64 KiB of them
+        wait for the caller, each with 8 bytes more. Who says more waits, if anybody listens; what finds no room within a
+        second, or before anybody listens, is lost, and in its place is told how many were. TypeError if it is no str,
+        RuntimeError if this part has ended. `asyncio.CancelledError`, when it was said, if the task is to stop; it does not
+        wait then.
+        """
         if not isinstance(text, str):
             raise TypeError(f"text must be a str, not {type(text).__name__}")
+        if self._parent is not None and self._node.ended:
+            self.check()
+            raise RuntimeError(HAS_ENDED)
         if self._send is not None:
-            self._send("log", encoded(text, TEXT_SIZE).decode())
+            data = encoded(text, TEXT_SIZE)
+            self._send("log", data.decode(), len(data) + 8)
         self._publish(False)
 
     def close(self) -> None:

@@ -25,6 +25,7 @@ from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
 from ..._interrupts import call_each
+from ..._messages import LOST
 from ..._slots import Slot
 from ..._speedups._layout import SLOT_SIZE
 from ..._state import ProgressState
@@ -32,7 +33,7 @@ from ..._tasks import Task, takes_progress
 from .launch import PATIENCE, Launched, launch
 from .memory import SharedMemory
 from .task import ProcessFuture
-from .wire import FAILED, READY, SKIPPED, SMALL, TAKES_PROGRESS, Message, message, outcome, without_frames
+from .wire import FAILED, MESSAGE, READY, SKIPPED, SMALL, TAKES_PROGRESS, Message, content, message, outcome, without_frames
 
 if TYPE_CHECKING:
     from .pool import Workers
@@ -287,10 +288,13 @@ class Link:
             return None
 
     def _take_answer(self) -> None:
-        """Wait for the outcome of the task that runs, and end its future."""
+        """Wait for what the task that runs says, or for its outcome, with which its future ends."""
         answer = self._receive()
         if answer is None:
             self._bury()
+            return
+        if answer[0] == MESSAGE:
+            self._hear(answer)
             return
         with self._lock:
             given, self._running = self._running, self._next.popleft() if self._next else None
@@ -312,6 +316,15 @@ class Link:
         value, error = outcome(answer)
         del answer, given  # what they hold may be large, and others are called back now
         future._end(value, error)
+
+    def _hear(self, answer: Message) -> None:
+        given = self._running
+        if given is not None and given.future is not None:
+            try:
+                told = content(answer)
+            except Exception:  # what is sent can be unpickled there, and not here
+                told = LOST, 1, 0
+            given.future._task.hear(told)
 
     def _reap(self, patient: bool = False) -> tuple[int, int | None]:
         """Have the worker end, and forget it; its pid and exit code."""

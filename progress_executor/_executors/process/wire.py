@@ -15,8 +15,9 @@ from multiprocessing.reduction import ForkingPickler
 from pickle import Pickler, PicklingError, UnpicklingError, loads
 from typing import Any
 
-READY, FAILED, SKIPPED, VALUE, ERROR = range(5)
-"""Kinds of answers: the worker may be given a task, its initializer failed; a task did not begin, returned, raised."""
+READY, FAILED, SKIPPED, VALUE, ERROR, MESSAGE = range(6)
+"""Kinds of answers: the worker may be given a task, its initializer failed; a task did not begin, returned, raised, says
+something."""
 
 TAKES_PROGRESS = 128
 """Added to the place of a task whose function is given an Updater."""

@@ -11,12 +11,14 @@ from time import time
 from typing import Any
 
 from ..._ambient import current
+from ..._messages import Sender
 from ..._slots import Slot
 from ..._speedups import Updater
 from ..._speedups._layout import SLOT_SIZE
 from .memory import SharedMemory
 from .wire import (
     FAILED,
+    MESSAGE,
     READY,
     SKIPPED,
     TAKES_PROGRESS,
@@ -36,15 +38,25 @@ _lock = threading.Lock()
 class _Running:
     """The task that runs, or ran, for its code that asks for the Updater: made then, as that takes time and few ask."""
 
-    def __init__(self, slot: Slot) -> None:
+    def __init__(self, slot: Slot, send: Callable[[Message], object]) -> None:
         self._slot: Slot | None = slot
+        self._send = send
+        self._sender: Sender | None = None
         self.updater: Updater | None = None
 
     def __call__(self) -> Updater:
         with _lock:  # threads of the task may ask at once
             if self.updater is None:
-                self.updater = Updater() if self._slot is None else Updater(self._slot.buffer)
+                self.updater = Updater() if self._slot is None else Updater(self._slot.buffer, None, self.say)
             return self.updater
+
+    def say(self, kind: str, payload: Any, size: int) -> None:
+        """Send a message, through the pipe on which the outcome follows."""
+        with _lock:
+            if self._sender is None and self._slot is not None:
+                self._sender = Sender(self._slot, lambda told: self._send(message(MESSAGE, told)))
+        if self._sender is not None:
+            self._sender(kind, payload, size)
 
     def end(self) -> None:
         """Threads that outlive the task count for nobody from now on: the slot is the next one's."""
@@ -52,6 +64,16 @@ class _Running:
             self._slot = None
             if self.updater is not None:
                 self.updater._detach()
+        if self._sender is not None:
+            self._sender.end()
+
+    def end_in_child(self) -> None:
+        """In a process that the task has forked: it counts for itself, and says nothing."""
+        self._slot = None
+        if self.updater is not None:
+            self.updater._detach_in_child()
+        if self._sender is not None:
+            self._sender.leave()
 
 
 _running: _Running | None = None
@@ -89,7 +111,7 @@ def work(
         send(short_message(READY))
         while True:
             packet = receive()
-            answer = _answer(packet, slots[packet[0] & ~TAKES_PROGRESS])
+            answer = _answer(packet, slots[packet[0] & ~TAKES_PROGRESS], send)
             del packet
             send(answer)
             del answer
@@ -97,20 +119,20 @@ def work(
         return
 
 
-def _answer(packet: Message, slot: Slot) -> Message:
+def _answer(packet: Message, slot: Slot, send: Callable[[Message], object]) -> Message:
     slot.start(time())
     if not slot.may_begin():
         return short_message(SKIPPED)
     try:
-        return message(VALUE, _run(packet, slot))
+        return message(VALUE, _run(packet, slot, send))
     except BaseException as error:
         return error_message(error)
 
 
-def _run(packet: Message, slot: Slot) -> Any:
+def _run(packet: Message, slot: Slot, send: Callable[[Message], object]) -> Any:
     global _running
     fn, args, kwargs = content(packet)
-    running = _running = _Running(slot)
+    running = _running = _Running(slot, send)
     if packet[0] & TAKES_PROGRESS:
         kwargs["progress"] = running()
     del packet
@@ -158,8 +180,8 @@ def _leave_parent_alone() -> None:
     """In a process that a task has forked: the slot is its parent's, and an end of a pipe held here would hide its death."""
     global _ends, _lock
     _lock = threading.Lock()
-    if _running is not None and _running.updater is not None:
-        _running.updater._detach_in_child()
+    if _running is not None:
+        _running.end_in_child()
     for end in _ends:
         end.close()
     _ends = ()
