@@ -659,6 +659,28 @@ def say_in_threads(threads, n, size, progress):
         worker.join()
 
 
+def say_in_a_child(progress):
+    progress.log("before")
+    child = os.fork()
+    if not child:
+        try:
+            progress.log("in the child")
+            progress.update(7)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    progress.log(f"child: {status}")
+
+
+def say_beside_steps(n, progress):
+    speaker = threading.Thread(target=lambda: [progress.log(str(i)) for i in range(n)])
+    speaker.start()
+    while speaker.is_alive():
+        progress.update(1)
+    speaker.join()
+
+
 def say_in_parts(progress):
     progress.total = 2
     progress.log("before")

@@ -6,6 +6,7 @@ import contextlib
 import io
 import itertools
 import logging
+import os
 import re
 import signal
 import threading
@@ -26,6 +27,7 @@ from progress_executor import (
     _monitor,
     _tasks,
 )
+from progress_executor._executors.process import wire
 from progress_executor._messages import BOUND, LOG, LOST, Sender
 from progress_executor._speedups._layout import TEXT_SIZE
 
@@ -489,6 +491,43 @@ def test_threads_that_wait_for_the_same_room_lose_nothing(local_pool, gate):
     for name in range(8):
         assert [text.rstrip(".") for text in told if text.startswith(f"{name} ")] == [f"{name} {i} " for i in range(10)]
     concurrent.futures.wait(blocker)
+
+
+def test_threads_that_say_large_texts_at_once_tear_none():
+    with ProcessPoolProgressExecutor(1) as executor:
+        future = executor.submit(jobs.say_in_threads, 4, 100, TEXT_SIZE)
+        told = said_by(future)
+        future.result()
+    for name in range(4):
+        assert [text for text in told if text.startswith(f"{name} ")] == [
+            f"{name} {i} ".ljust(TEXT_SIZE, ".") for i in range(100)
+        ]
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_texts_beside_steps_come_in_order(pool):
+    if isinstance(pool, ON_DASK):
+        pytest.skip("a worker on Dask is not read so often")
+    future = pool.submit(jobs.say_beside_steps, 100_000)
+    told = said_by(future)
+    asyncio.run(asyncio.wait_for(future.check_for_progress(0.01), None))
+    assert told == list(map(str, range(100_000)))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of forking beside threads
+@pytest.mark.parametrize("kind", ["fork", "forkserver"])
+def test_a_process_that_a_task_forks_says_nothing(kind):
+    with make_executor(kind, 1) as executor:
+        future = executor.submit(jobs.say_in_a_child)
+        told = said_by(future)
+        future.result()
+        assert (told, future.state["n"]) == (["before", "child: 0"], 0)
+
+
+def test_a_text_with_all_around_it_is_written_at_once():
+    """A write of at most PIPE_BUF bytes is whole, whatever signal comes."""
+    assert len(wire.message(wire.MESSAGE, (LOG, "x" * TEXT_SIZE, TEXT_SIZE + 8))) <= 4096
 
 
 def test_all_that_is_lost_is_counted(speaker):
