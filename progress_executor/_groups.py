@@ -63,7 +63,7 @@ class ProgressGroup(Watchable, Generic[T]):
             # done, and after the slow ones of the user's.
             with future._condition:
                 if future._state in UNDONE:
-                    list.append(future._waiters, waiter)  # type: ignore[misc]  # theirs would have it deliver
+                    list.append(future._waiters, waiter)  # theirs would have it deliver
                 else:
                     self._member_ended(future)
 
