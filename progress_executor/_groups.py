@@ -7,11 +7,11 @@ import sys
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Coroutine, Generator, Iterable
+from collections.abc import Callable, Coroutine, Generator, Iterable
 from concurrent.futures import Future
 from functools import partial
 from time import time
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ._following import Alarm
 from ._futures import UNDONE, ProgressFuture, Watch, Watchable, check_message, message_of
@@ -42,7 +42,7 @@ class ProgressGroup(Watchable, Generic[T]):
     _last_end: float | None = None
 
     def __init__(self, futures: Iterable[ProgressFuture[T]]) -> None:
-        self.futures = tuple(futures)
+        self.futures: tuple[ProgressFuture[T], ...] = tuple(futures)
         """The members, in the order in which they were given."""
         for future in self.futures:
             if not isinstance(future, ProgressFuture):
@@ -108,6 +108,11 @@ class ProgressGroup(Watchable, Generic[T]):
             self._began = began
 
     # What is to be told
+
+    if TYPE_CHECKING:  # the callbacks of a group are told more than those of a future
+
+        def add_progress_callback(self, fn: Callable[[GroupState, GroupState], object]) -> None: ...
+        def remove_progress_callback(self, fn: Callable[[GroupState, GroupState], object]) -> None: ...
 
     @property
     def state(self) -> GroupState:
