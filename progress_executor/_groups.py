@@ -48,15 +48,15 @@ class ProgressGroup(Watchable, Generic[T]):
             if not isinstance(future, ProgressFuture):
                 raise TypeError(f"a group is made of this library's futures, not of {type(future).__name__}")
         self._undone: dict[Task, ProgressFuture[T]] = {future._task: future for future in self.futures}
-        self.parts = tuple(self._undone)
+        self.parts: tuple[Task, ...] = tuple(self._undone)
         self._running: set[Task] = set()  # those of them that were seen running: what a tick looks at
         self._ended: list[Task] = []  # in order
         self._counted = _Sums()  # of the first ones among those
         self._lock = threading.RLock()  # a finalizer may ask for the state
         self._done = SafeCondition()  # not an Event: a signal handler may cancel the last member while this waits
-        self.finished = not self.futures
+        self.finished: bool = not self.futures
         self._waiters: list[Alarm] = []
-        self.boards = tuple({task.board: None for task in self._undone}) or (Board(),)
+        self.boards: tuple[Board, ...] = tuple({task.board: None for task in self._undone}) or (Board(),)
         waiter = _Waiter(self)
         for future in tuple(self._undone.values()):
             # As `concurrent.futures.wait` does, and not by a done callback, which comes later than whoever sees the future
