@@ -13,13 +13,14 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 VERSIONS = [(3, minor) for minor in range(11, 16)]
-ONCE = [f"tests/test_{subject}.py" for subject in ("cpython", "dask", "examples", "screen", "typing")]
+ONCE = [f"tests/test_{subject}.py" for subject in ("cpython", "dask", "examples", "gui", "screen", "typing")]
 """What knows nothing of the two forms of the hot path, and of versions little: with the newest one only."""
 ON_THE_CALLERS_SIDE = [f"tests/test_{subject}.py" for subject in ("bars", "deadlines", "following", "groups", "rich")]
 """What knows nothing of the two forms, and of versions no more than the oldest and the newest show."""
@@ -89,6 +90,15 @@ def prepare(name: str, interpreter: str, extras: str, *others: str) -> Path:
     return environment
 
 
+def add_gui(environment: Path) -> None:
+    """What test_gui.py needs, if it is there for this Python: Qt comes as wheels only, some time after the Python."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    gui = extras.get("gui", [])
+    pip = [environment / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    if gui and subprocess.run([*pip, *gui]).returncode:
+        print(f"{environment.name}: {', '.join(gui)} CANNOT BE INSTALLED, the tests with it are skipped", flush=True)
+
+
 def implementation(environment: Path, env: dict[str, str]) -> str:
     command = [environment / "bin" / "python", "-c", "import progress_executor as p; print(p.IMPLEMENTATION)"]
     return subprocess.run(command, cwd=environment, env=env, check=True, capture_output=True, text=True).stdout.strip()
@@ -125,6 +135,8 @@ def runs_on(version: Version, interpreter: str, newest: bool, between: bool, slo
     A version `between` the oldest and the newest is for what differs between versions, in one form.
     """
     environment = prepare(f"test-{named(version)}", interpreter, "test,dask" if newest else "test")
+    if newest:
+        add_gui(environment)
     env = {**os.environ, "PROGRESS_EXECUTOR_SOURCE": str(ROOT)}
     env.pop("PROGRESS_EXECUTOR_NO_EXTENSIONS", None)
     envs = [env, {**env, "PROGRESS_EXECUTOR_NO_EXTENSIONS": "1"}]
@@ -142,7 +154,9 @@ def runs_on(version: Version, interpreter: str, newest: bool, between: bool, slo
         not_dask = [] if first else ["-k", "not dask"]  # whose relay sees no difference
         runs.append(Run(name, environment, env, [*marked, *left_out, *not_dask]))
         if first and newest:
-            runs.append(Run(f"{name}, once", environment, env, [*marked, *ONCE]))
+            runs.append(
+                Run(f"{name}, once", environment, env, [*marked, *(path for path in ONCE if (ROOT / path).exists())])
+            )
         if not first and slow:
             runs.append(Run(f"{name}, slow", environment, env, ["-m", "slow", *SLOW_IN_BOTH, *not_dask]))
     return runs
