@@ -5,7 +5,8 @@ version those that are marked slow, too.
 
 Needs nothing but the standard library. Each interpreter gets a virtual environment in .venv, into which the package is
 installed as a user would; the tests run from a copy in another folder, so that they see the installed package and not
-the checkout. As many runs as there are processors go beside each other; what one printed is shown when it has ended.
+the checkout. Two runs for each processor go beside each other, because tests mostly wait; what one printed is shown when it
+has ended.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
+FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("tests/test_*.py"))
 VERSIONS = [(3, minor) for minor in range(11, 16)]
 ONCE = [f"tests/test_{subject}.py" for subject in ("cpython", "dask", "examples", "gui", "screen", "typing")]
 """What knows nothing of the two forms of the hot path, and of versions little: with the newest one only."""
@@ -150,13 +152,11 @@ def runs_on(version: Version, interpreter: str, newest: bool, between: bool, slo
             runs.append(Run(name, environment, env, [*marked, *arguments]))
             continue
         elsewhere = ON_THE_CALLERS_SIDE if between else [] if first else ONCE_PER_VERSION
-        left_out = [f"--ignore={path}" for path in ONCE + elsewhere]
+        files = [path for path in FILES if path not in ONCE + elsewhere]
         not_dask = [] if first else ["-k", "not dask"]  # whose relay sees no difference
-        runs.append(Run(name, environment, env, [*marked, *left_out, *not_dask]))
+        runs += [Run(f"{name}, half {n}", environment, env, [*marked, *not_dask, *files[n - 1 :: 2]]) for n in (1, 2)]
         if first and newest:
-            runs.append(
-                Run(f"{name}, once", environment, env, [*marked, *(path for path in ONCE if (ROOT / path).exists())])
-            )
+            runs.append(Run(f"{name}, once", environment, env, [*marked, *(path for path in FILES if path in ONCE)]))
         if not first and slow:
             runs.append(Run(f"{name}, slow", environment, env, ["-m", "slow", *SLOW_IN_BOTH, *not_dask]))
     return runs
@@ -201,7 +201,7 @@ def main() -> int:
         found = {version: path for version, path in found.items() if f"{named(version)}.".startswith(f"{options.only}.")}
     runs: list[tuple[str, Future[int]]] = []
     short: list[Run] = []
-    with ThreadPoolExecutor(processors()) as pool:
+    with ThreadPoolExecutor(2 * processors()) as pool:
         for version in sorted(found, reverse=True):
             newest, between = version == max(found), min(found) < version < max(found)
             for run in runs_on(version, found[version], newest, between, options.all and newest, options.arguments):
