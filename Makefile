@@ -28,12 +28,18 @@ bench:  ## ours and its peers in one table; renews bench/results.json and docs/b
 gate:  ## instructions and calls against bench/baseline.json
 	@$(PYTHON) bench/gate.py
 
-lint:  ## ruff and mypy --strict
+lint:  ## ruff, mypy --strict, and pyright as a user of the installed package sees it
 	@$(PYTHON) -m venv .venv/lint
+	@rm -rf build
 	@.venv/lint/bin/python -m pip install --quiet --disable-pip-version-check '.[lint]'
+	@PROGRESS_EXECUTOR_NO_EXTENSIONS=1 .venv/lint/bin/python -m pip install --quiet --disable-pip-version-check \
+	--force-reinstall --no-deps .
 	.venv/lint/bin/ruff check .
 	.venv/lint/bin/ruff format --check .
+	.venv/lint/bin/python tests/lengths.py
 	.venv/lint/bin/mypy
+	cd .venv && PATH="$$PWD/lint/bin:$$PATH" pyright ../tests/typed_sample.py
+	cd .venv && PATH="$$PWD/lint/bin:$$PATH" pyright --verifytypes progress_executor --ignoreexternal
 
 clean:
 	rm -rf .venv build *.egg-info

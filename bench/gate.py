@@ -142,6 +142,9 @@ def checked(subject: Subject, entry: dict[str, Any], baseline: dict[str, Any], m
     if not same:
         print(f"  another build than the baseline's ({entry['interpreter']}): ratios may differ by {share:.0%}")
     failures = []
+    if "cython" not in subject.implementations:  # what cannot be counted is no failure, and is said at the end
+        shared = {name: f for name, f in entry["instructions"].items() if not name.startswith("compiled")}
+        entry = {**entry, "instructions": shared}
     if measured["instructions"] is not None:
         failures += compared(
             measured["instructions"],
@@ -156,6 +159,17 @@ def checked(subject: Subject, entry: dict[str, Any], baseline: dict[str, Any], m
         known = entry["calls"].get(implementation, {})
         failures += compared(figures, known, "more", lambda before: before + more, "calls more than the reference")
     return failures
+
+
+def count(found: dict[str, str], source: Path | None, valgrind: str | None) -> list[tuple[str, Subject, dict[str, Any]]]:
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(processors()) as pool:
+        scripts = shutil.copytree(ROOT / "bench", Path(folder) / "bench", ignore=shutil.ignore_patterns("__pycache__"))
+        counting = []
+        for version, interpreter in found.items():
+            python = interpreter if source else with_package(version, interpreter)
+            subject = Subject(version, python, scripts, source and source.resolve())
+            counting.append((version, subject, pool.submit(subject.count, valgrind)))
+    return [(version, subject, future.result()) for version, subject, future in counting]
 
 
 def main() -> int:
@@ -180,33 +194,21 @@ def main() -> int:
     else:
         found, absent = chosen(options.python)
     notes, failed = [f"CPython {version}: not checked, it is not on this machine" for version in absent], []
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(processors()) as pool:
-        scripts = shutil.copytree(ROOT / "bench", Path(folder) / "bench", ignore=shutil.ignore_patterns("__pycache__"))
-        counting = []
-        for version, interpreter in found.items():
-            python = interpreter if options.source else with_package(version, interpreter)
-            subject = Subject(version, python, scripts, options.source and options.source.resolve())
-            counting.append((version, subject, pool.submit(subject.count, valgrind)))
-    for version, subject, future in counting:
-        measured = future.result()
+    for version, subject, measured in count(found, options.source, valgrind):
         print(f"\nCPython {version}: {subject.identity}", flush=True)
         if "cython" not in subject.implementations:
             notes.append(f"CPython {version}: THE SPEEDUPS WERE NOT BUILT, only the interpreted form is checked")
+        entry = baseline["python"].get(version)
         if options.renew:
             if "cython" not in subject.implementations:
                 sys.exit("a baseline needs both forms: the extension was not built")
             baseline["python"][version] = {"interpreter": subject.identity, **measured}
             print(json.dumps(measured, indent=1))
-            continue
-        entry = baseline["python"].get(version)
-        if entry is None:
+        elif entry is None:
             notes.append(
                 f"CPython {version}: NOT CHECKED, the baseline has nothing for it; `python bench/gate.py --renew` adds it"
             )
         else:
-            if "cython" not in subject.implementations:  # what cannot be counted is no failure, and is said below
-                shared = {name: f for name, f in entry["instructions"].items() if not name.startswith("compiled")}
-                entry = {**entry, "instructions": shared}
             failed += [f"CPython {version}: {name}" for name in checked(subject, entry, baseline, measured)]
     if options.renew:
         BASELINE.write_text(json.dumps(baseline, indent=1) + "\n")

@@ -162,21 +162,21 @@ class Watchable:
                 board.ended[feed] = None
 
 
-class ProgressFuture(Watchable, Future[T]):
+class ProgressFuture(Watchable, Future[T], Coroutine[Any, Any, T]):
     """The future of a task whose progress can be watched and which can be cancelled while it runs.
 
     Made by the executors' `submit`. Everything of `concurrent.futures.Future` holds; in addition it can be awaited, or given
     to `asyncio.create_task` as if it were a coroutine.
     """
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Any) -> None:  # a Task: only executors make futures, and it is not part of the public types
         # What the base class would set, without its condition: to make that, and throw it away, is a fifth of a submit.
-        self._condition = SafeCondition()
+        self._condition: threading.Condition = SafeCondition()
         self._state = PENDING
         self._result = self._exception = None
-        self._waiters = _Waiters(task)
+        self._waiters: list[Any] = _Waiters(task)
         self._done_callbacks: list[Any] = []
-        self._task = task
+        self._task: Task = task
 
     def _is_cancellation(self, exception: BaseException | None) -> bool:
         return isinstance(exception, asyncio.CancelledError) and self._task.cancel_requested
@@ -451,13 +451,13 @@ class ProgressFuture(Watchable, Future[T]):
     def _set(self, alarm: Alarm) -> None:
         with self._condition:
             if self._state in UNDONE:
-                list.append(self._waiters, alarm)  # type: ignore[misc]  # not as `_Waiters` do: whoever set it delivers
+                list.append(self._waiters, alarm)  # not as `_Waiters` do: whoever set it delivers
                 return
         alarm.ring()
 
     def _unset(self, alarm: Alarm) -> None:
         with self._condition, contextlib.suppress(ValueError):  # Ctrl-C may have come before it was set
-            self._waiters.remove(alarm)  # type: ignore[arg-type]
+            self._waiters.remove(alarm)
 
     def check_for_progress(self, interval: float = INTERVAL) -> Coroutine[Any, Any, T]:
         """Await the task's value, and deliver progress in the running event loop, at most every `interval` seconds.

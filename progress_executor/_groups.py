@@ -7,11 +7,11 @@ import sys
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Coroutine, Generator, Iterable
+from collections.abc import Callable, Coroutine, Generator, Iterable
 from concurrent.futures import Future
 from functools import partial
 from time import time
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ._following import Alarm
 from ._futures import UNDONE, ProgressFuture, Watch, Watchable, check_message, message_of
@@ -42,28 +42,28 @@ class ProgressGroup(Watchable, Generic[T]):
     _last_end: float | None = None
 
     def __init__(self, futures: Iterable[ProgressFuture[T]]) -> None:
-        self.futures = tuple(futures)
+        self.futures: tuple[ProgressFuture[T], ...] = tuple(futures)
         """The members, in the order in which they were given."""
         for future in self.futures:
             if not isinstance(future, ProgressFuture):
                 raise TypeError(f"a group is made of this library's futures, not of {type(future).__name__}")
         self._undone: dict[Task, ProgressFuture[T]] = {future._task: future for future in self.futures}
-        self.parts = tuple(self._undone)
+        self.parts: tuple[Task, ...] = tuple(self._undone)
         self._running: set[Task] = set()  # those of them that were seen running: what a tick looks at
         self._ended: list[Task] = []  # in order
         self._counted = _Sums()  # of the first ones among those
         self._lock = threading.RLock()  # a finalizer may ask for the state
         self._done = SafeCondition()  # not an Event: a signal handler may cancel the last member while this waits
-        self.finished = not self.futures
+        self.finished: bool = not self.futures
         self._waiters: list[Alarm] = []
-        self.boards = tuple({task.board: None for task in self._undone}) or (Board(),)
+        self.boards: tuple[Board, ...] = tuple({task.board: None for task in self._undone}) or (Board(),)
         waiter = _Waiter(self)
         for future in tuple(self._undone.values()):
             # As `concurrent.futures.wait` does, and not by a done callback, which comes later than whoever sees the future
             # done, and after the slow ones of the user's.
             with future._condition:
                 if future._state in UNDONE:
-                    list.append(future._waiters, waiter)  # type: ignore[misc]  # theirs would have it deliver
+                    list.append(future._waiters, waiter)  # theirs would have it deliver
                 else:
                     self._member_ended(future)
 
@@ -108,6 +108,11 @@ class ProgressGroup(Watchable, Generic[T]):
             self._began = began
 
     # What is to be told
+
+    if TYPE_CHECKING:  # the callbacks of a group are told more than those of a future
+
+        def add_progress_callback(self, fn: Callable[[GroupState, GroupState], object]) -> None: ...
+        def remove_progress_callback(self, fn: Callable[[GroupState, GroupState], object]) -> None: ...
 
     @property
     def state(self) -> GroupState:

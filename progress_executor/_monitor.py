@@ -41,8 +41,8 @@ class Said:
     __slots__ = ("places", "text", "told")
 
     def __init__(self, text: str) -> None:
-        self.text = text
-        self.told = False
+        self.text: str = text
+        self.told: bool = False
         self.places: list[object] = []
         """Where it is shown: once on each terminal, however many bars stand there."""
 
@@ -125,9 +125,9 @@ class Callback:
     hear = None
 
     def __init__(self, fn: ProgressCallback) -> None:
-        self.fn = fn
+        self.fn: ProgressCallback = fn
         self._told = ProgressState(n=0, total=None, status=PENDING)
-        self.called_last = False
+        self.called_last: bool = False
 
     def tell(self, state: ProgressState, ended: bool) -> None:
         if ended or state != self._told:
@@ -151,7 +151,7 @@ class Reader:
     hidden = True
 
     def __init__(self, fn: LogCallback) -> None:
-        self.fn = fn
+        self.fn: LogCallback = fn
 
     def tell(self, state: ProgressState, ended: bool) -> None: ...
 
@@ -464,8 +464,8 @@ class Ticker:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = weakref.ref(loop)
-        self.thread = threading.get_ident()
-        self.turn = asyncio.Lock()  # of tasks that run in the loop's own thread: one, then the loop, then the next
+        self.thread: int = threading.get_ident()
+        self.turn: asyncio.Lock = asyncio.Lock()  # of tasks run in the loop's own thread: one, then the loop, then the next
         self._watched: Counter[Board] = Counter()
         self._intervals: Counter[float] = Counter()
         self._abandoned: set[Source] = set()

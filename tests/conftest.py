@@ -41,6 +41,26 @@ if hasattr(signal, "SIGALRM"):
     signal.signal(signal.SIGALRM, lambda *_: None)
 
 
+if hasattr(signal, "SIGXCPU"):
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_timeout_set_timer(item, settings):
+        """Fail a test that hangs, and go on with the next: by a signal, but not by SIGALRM, which tests use."""
+        import pytest_timeout
+
+        timer = threading.Timer(settings.timeout, signal.pthread_kill, [threading.main_thread().ident, signal.SIGXCPU])
+        timer.daemon = True
+        signal.signal(signal.SIGXCPU, lambda *_: pytest_timeout.timeout_sigalrm(item, settings))
+
+        def cancel():
+            timer.cancel()
+            timer.join()  # tests count threads
+
+        item.cancel_timeout = cancel
+        timer.start()
+        return True
+
+
 # tqdm makes it with the first bar, and keeps it: a semaphore, which is in /dev/shm.
 tqdm.tqdm.get_lock()
 

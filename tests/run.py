@@ -5,7 +5,8 @@ version those that are marked slow, too.
 
 Needs nothing but the standard library. Each interpreter gets a virtual environment in .venv, into which the package is
 installed as a user would; the tests run from a copy in another folder, so that they see the installed package and not
-the checkout. As many runs as there are processors go beside each other; what one printed is shown when it has ended.
+the checkout. Two runs for each processor go beside each other, because tests mostly wait; what one printed is shown when it
+has ended.
 """
 
 import argparse
@@ -13,13 +14,15 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
+FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("tests/test_*.py"))
 VERSIONS = [(3, minor) for minor in range(11, 16)]
-ONCE = [f"tests/test_{subject}.py" for subject in ("cpython", "dask", "examples", "screen", "typing")]
+ONCE = [f"tests/test_{subject}.py" for subject in ("cpython", "dask", "examples", "gui", "screen", "typing")]
 """What knows nothing of the two forms of the hot path, and of versions little: with the newest one only."""
 ON_THE_CALLERS_SIDE = [f"tests/test_{subject}.py" for subject in ("bars", "deadlines", "following", "groups", "rich")]
 """What knows nothing of the two forms, and of versions no more than the oldest and the newest show."""
@@ -89,6 +92,15 @@ def prepare(name: str, interpreter: str, extras: str, *others: str) -> Path:
     return environment
 
 
+def add_gui(environment: Path) -> None:
+    """What test_gui.py needs, if it is there for this Python: Qt comes as wheels only, some time after the Python."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    gui = extras.get("gui", [])
+    pip = [environment / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    if gui and subprocess.run([*pip, *gui]).returncode:
+        print(f"{environment.name}: {', '.join(gui)} CANNOT BE INSTALLED, the tests with it are skipped", flush=True)
+
+
 def implementation(environment: Path, env: dict[str, str]) -> str:
     command = [environment / "bin" / "python", "-c", "import progress_executor as p; print(p.IMPLEMENTATION)"]
     return subprocess.run(command, cwd=environment, env=env, check=True, capture_output=True, text=True).stdout.strip()
@@ -125,6 +137,8 @@ def runs_on(version: Version, interpreter: str, newest: bool, between: bool, slo
     A version `between` the oldest and the newest is for what differs between versions, in one form.
     """
     environment = prepare(f"test-{named(version)}", interpreter, "test,dask" if newest else "test")
+    if newest:
+        add_gui(environment)
     env = {**os.environ, "PROGRESS_EXECUTOR_SOURCE": str(ROOT)}
     env.pop("PROGRESS_EXECUTOR_NO_EXTENSIONS", None)
     envs = [env, {**env, "PROGRESS_EXECUTOR_NO_EXTENSIONS": "1"}]
@@ -138,11 +152,11 @@ def runs_on(version: Version, interpreter: str, newest: bool, between: bool, slo
             runs.append(Run(name, environment, env, [*marked, *arguments]))
             continue
         elsewhere = ON_THE_CALLERS_SIDE if between else [] if first else ONCE_PER_VERSION
-        left_out = [f"--ignore={path}" for path in ONCE + elsewhere]
+        files = [path for path in FILES if path not in ONCE + elsewhere]
         not_dask = [] if first else ["-k", "not dask"]  # whose relay sees no difference
-        runs.append(Run(name, environment, env, [*marked, *left_out, *not_dask]))
+        runs += [Run(f"{name}, half {n}", environment, env, [*marked, *not_dask, *files[n - 1 :: 2]]) for n in (1, 2)]
         if first and newest:
-            runs.append(Run(f"{name}, once", environment, env, [*marked, *ONCE]))
+            runs.append(Run(f"{name}, once", environment, env, [*marked, *(path for path in FILES if path in ONCE)]))
         if not first and slow:
             runs.append(Run(f"{name}, slow", environment, env, ["-m", "slow", *SLOW_IN_BOTH, *not_dask]))
     return runs
@@ -187,7 +201,7 @@ def main() -> int:
         found = {version: path for version, path in found.items() if f"{named(version)}.".startswith(f"{options.only}.")}
     runs: list[tuple[str, Future[int]]] = []
     short: list[Run] = []
-    with ThreadPoolExecutor(processors()) as pool:
+    with ThreadPoolExecutor(2 * processors()) as pool:
         for version in sorted(found, reverse=True):
             newest, between = version == max(found), min(found) < version < max(found)
             for run in runs_on(version, found[version], newest, between, options.all and newest, options.arguments):

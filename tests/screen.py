@@ -1,6 +1,6 @@
 """What stands on a real screen while bars come, move and go: `python -m tests.screen --help`.
 
-A program on a pseudo-terminal (`child`) does what its scenario says, with a clock of its own, and writes after each step
+A program on a pseudo-terminal (`Child`) does what its scenario says, with a clock of its own, and writes after each step
 what should be seen now, as the title of its window, which no screen shows. `check` replays its output on a screen up to each
 title and compares, to the last character. Needs pyte.
 """
@@ -15,6 +15,14 @@ import random
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
+
+import tqdm.asyncio
+import tqdm.auto
+import tqdm.std
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from progress_executor import ThreadPoolProgressExecutor, _bars
 
 SIZES = ["80x24", "100x10", "40x12"]
 BARS = [3, 16, 40]
@@ -59,168 +67,195 @@ class Scenario:
         return f"{self.size}, {self.bars} bars, {self.at_once} at once, {leave}{more}"
 
 
-def child(scenario):
-    """Runs on the terminal."""
-    import tqdm
-    import tqdm.asyncio
-    import tqdm.auto
-    import tqdm.std
-    from tqdm.contrib.logging import logging_redirect_tqdm
+def work(orders, total, progress):
+    progress.total = total
+    while True:
+        order, done = orders.get()
+        try:
+            if order == "fail":
+                raise ValueError
+            if order == "end":
+                return
+            progress.update(order)
+        finally:
+            done.put(None)
 
-    import progress_executor._bars
-    from progress_executor import ThreadPoolProgressExecutor
 
-    clock = [1000.0]
-    tqdm.std.time = lambda: clock[0]
-    progress_executor._bars.time = lambda: clock[0]
-    progress_executor._bars._CLOCK = 1e9
-    if scenario.stock:
-        progress_executor._bars._is_plain = lambda bar: False
-    tqdm.tqdm.monitor_interval = 0
-    stream = open(os.ttyname(2), "w") if scenario.twist == "file" else sys.stderr  # noqa: SIM115
-    log = logging.getLogger("log")
-    log.setLevel(logging.INFO)
-    log.addHandler(logging.StreamHandler(stream))
-    chance = random.Random(scenario.seed)
-    rows, columns = scenario.rows, scenario.columns
-    classes = tqdm.tqdm, tqdm.auto.tqdm, tqdm.asyncio.tqdm_asyncio, tqdm.std.tqdm
-    tasks, left, live, ended, users = [], [], {}, set(), []
-    seen_running, running_for_long = set(), set()  # the latter since before the clock went on
+class Submitted(NamedTuple):
+    """A task and its orders; the bar is in `made` as soon as there is one."""
 
-    def work(orders, total, progress):
-        progress.total = total
-        while True:
-            order, done = orders.get()
-            try:
-                if order == "fail":
-                    raise ValueError
-                if order == "end":
-                    return
-                progress.update(order)
-            finally:
-                done.put(None)
+    future: Any
+    orders: Any
+    made: list
 
-    def tell(orders, order):
+    def tell(self, order):
         done = queue.SimpleQueue()
-        orders.put((order, done))
+        self.orders.put((order, done))
         done.get()
 
-    def shown(number):
-        return scenario.twist != "delayed" or number % 2 == 0 or number in running_for_long
 
-    def title(state):
-        print(MARK[0] + json.dumps(state) + MARK[1], end="", file=sys.stderr, flush=True)
+def title(state):
+    print(MARK[0] + json.dumps(state) + MARK[1], end="", file=sys.stderr, flush=True)
 
-    def mark():
-        executor._board.pump()
-        for number, (future, _, made) in enumerate(tasks):
-            if made and number not in ended:
-                live[number] = future, made[0]
-        stale = []
-        for number, (future, bar) in tuple(live.items()):
-            state = future.state
-            if state["status"] != "pending":
-                seen_running.add(number)
-            if future.done():
-                del live[number]
-                ended.add(number)
-                if bar.leave and shown(number):
-                    left.append(str(bar)[: columns - 1])  # as wide as tqdm makes a bar
-            elif abs(bar.pos) >= rows - 2:
-                continue
-            if (bar.n, bar.total, bar.postfix) != (state["n"], state["total"], state["status"]):
-                stale.append(f"{bar} is not {state}")
-        bars = {number: str(bar)[: columns - 1] for number, (_, bar) in live.items() if shown(number)}
-        pinned = {-live[number][1].pos: line for number, line in bars.items() if live[number][1].pos < 0}
-        others = [line for number, line in bars.items() if live[number][1].pos >= 0]
-        title({"left": left, "live": others + [str(bar) for bar in users], "pinned": pinned, "stale": stale})
 
-    def resize(step):
+class Child:
+    """Runs on the terminal."""
+
+    def __init__(self, scenario):
+        self.scenario = scenario
+        self.clock = 1000.0
+        tqdm.std.time = _bars.time = lambda: self.clock
+        _bars._CLOCK = 1e9
+        if scenario.stock:
+            _bars._is_plain = lambda bar: False
+        tqdm.tqdm.monitor_interval = 0
+        self.stream = open(os.ttyname(2), "w") if scenario.twist == "file" else sys.stderr  # noqa: SIM115
+        self.log = logging.getLogger("log")
+        self.log.setLevel(logging.INFO)
+        self.log.addHandler(logging.StreamHandler(self.stream))
+        self.chance = random.Random(scenario.seed)
+        self.rows, self.columns = scenario.rows, scenario.columns
+        self.tasks, self.left, self.live, self.ended, self.users = [], [], {}, set(), []
+        self.seen_running, self.running_for_long = set(), set()  # the latter since before the clock went on
+
+    def run(self):
+        with ThreadPoolProgressExecutor(self.scenario.at_once) as self.executor:
+            for number in range(self.scenario.bars):
+                self.submit(number)
+            waiting, running = list(self.tasks), []
+            for step in itertools.count():
+                while waiting and (len(running) < self.scenario.at_once or waiting[0].future.state["status"] != "pending"):
+                    if waiting[0].future.state["status"] != "pending":  # else a worker is about to take it
+                        running.append(waiting.pop(0))
+                if not running:
+                    break
+                self.move(running)
+                if self.chance.random() < 0.4:
+                    self.end(running.pop(self.chance.randrange(len(running))))
+                elif self.chance.random() < 0.2:
+                    self.write(step)
+                self.move_users_bar()
+                if self.scenario.twist == "resized" and step % 3 == 2:
+                    self.resize(step // 3)
+                elif self.scenario.twist == "delayed" and step == 4:
+                    self.set_clock_on()
+                self.mark()
+            while self.users:
+                self.close_users_bar()
+        self.mark()
+
+    def submit(self, number):
+        scenario, orders, made = self.scenario, queue.SimpleQueue(), []
+        future = self.executor.submit(work, orders, None if number % 4 == 3 else 2000)
+        future._task.interval = 0
+        cls = (tqdm.tqdm, tqdm.auto.tqdm, tqdm.asyncio.tqdm_asyncio, tqdm.std.tqdm)[number % 4]
+
+        def make(**kwargs):
+            made.append(cls(**kwargs))
+            return made[0]
+
+        look = {"desc": f"b{number:02}" + "-long" * (number % 3), "leave": scenario.leave}
+        look |= {"unit_scale": number % 3 == 1, "dynamic_ncols": number % 5 == 1}
+        if scenario.twist == "pinned" and number % 4 == 1:
+            look["position"] = number + 1
+        if scenario.twist == "delayed" and number % 2:
+            look["delay"] = 5
+        if scenario.twist == "file":
+            look["file"] = self.stream
+        if scenario.twist == "wide" and number % 2:
+            look["ncols"] = 2 * self.columns
+        future.add_tqdm_callback(make, look, ["now" if scenario.at_once >= scenario.bars else "running"])
+        self.tasks.append(Submitted(future, orders, made))
+
+    # What happens in a step
+
+    def move(self, running):
+        for task in running:
+            if self.chance.random() < 0.5:
+                task.tell(self.chance.randrange(1, 100))
+
+    def end(self, task):
+        how = self.chance.choice(["end", "end", "fail", "cancel"])
+        if how == "cancel":
+            task.future.cancel()
+            how = "end" if self.chance.random() < 0.1 else 1
+        task.tell(how)
+        while not task.future.done():
+            pass
+
+    def write(self, step):
+        text = f"a line that was written in step {step}"[: self.columns - 1]
+        if step % 2 or self.stream is not sys.stderr:  # logging writes to a standard stream
+            tqdm.tqdm.write(text, file=self.stream)
+        else:
+            with logging_redirect_tqdm([self.log]):
+                self.log.info(text)
+        self.left.append(text)
+
+    def move_users_bar(self):
+        """As wide as the terminal: when it is closed, tqdm writes it over whatever stands in the first row."""
+        if not self.users and self.chance.random() < 0.1:
+            file = self.chance.choice([sys.stdout, self.stream]) if self.stream is sys.stderr else self.stream
+            self.users.append(tqdm.tqdm(desc="user", total=1000, leave=self.chance.random() < 0.5, file=file))
+        elif self.users:
+            self.users[0].update()
+            self.users[0].refresh()
+            if self.chance.random() < 0.3:
+                self.close_users_bar()
+
+    def close_users_bar(self):
+        bar = self.users.pop()
+        bar.close()
+        if bar.leave:
+            self.left.append(str(bar))
+
+    def resize(self, step):
         import termios
 
-        nonlocal rows, columns
-        sizes = (rows + 3, columns * 3 // 4), (scenario.rows - 3, scenario.columns), (scenario.rows, columns)
-        rows, columns = sizes[step % 3]
-        title({"size": (rows, columns)})
-        termios.tcsetwinsize(2, (rows, columns))
+        scenario = self.scenario
+        sizes = (self.rows + 3, self.columns * 3 // 4), (scenario.rows - 3, scenario.columns), (scenario.rows, self.columns)
+        self.rows, self.columns = sizes[step % 3]
+        title({"size": (self.rows, self.columns)})
+        termios.tcsetwinsize(2, (self.rows, self.columns))
 
-    with ThreadPoolProgressExecutor(scenario.at_once) as executor:
-        for number in range(scenario.bars):
-            orders = queue.SimpleQueue()
-            future = executor.submit(work, orders, None if number % 4 == 3 else 2000)
-            future._task.interval = 0
-            made = []
+    def set_clock_on(self):
+        self.running_for_long |= self.seen_running
+        self.clock += 10
+        before, _bars._CLOCK = _bars._CLOCK, 0
+        self.mark()
+        _bars._CLOCK = before
 
-            def make(cls=classes[number % 4], made=made, **kwargs):
-                made.append(cls(**kwargs))
-                return made[0]
+    # What should be seen then
 
-            look = {"desc": f"b{number:02}" + "-long" * (number % 3), "leave": scenario.leave}
-            look |= {"unit_scale": number % 3 == 1, "dynamic_ncols": number % 5 == 1}
-            if scenario.twist == "pinned" and number % 4 == 1:
-                look["position"] = number + 1
-            if scenario.twist == "delayed" and number % 2:
-                look["delay"] = 5
-            if scenario.twist == "file":
-                look["file"] = stream
-            if scenario.twist == "wide" and number % 2:
-                look["ncols"] = 2 * columns
-            trigger = "now" if scenario.at_once >= scenario.bars else "running"
-            future.add_tqdm_callback(make, look, [trigger])
-            tasks.append((future, orders, made))
-        waiting, running = list(enumerate(tasks)), []
-        for step in itertools.count():
-            while waiting and (len(running) < scenario.at_once or waiting[0][1][0].state["status"] != "pending"):
-                if waiting[0][1][0].state["status"] != "pending":  # else a worker is about to take it
-                    running.append(waiting.pop(0))
-            if not running:
-                break
-            for _, (_, orders, _) in running:
-                if chance.random() < 0.5:
-                    tell(orders, chance.randrange(1, 100))
-            if chance.random() < 0.4:
-                _, (future, orders, _) = running.pop(chance.randrange(len(running)))
-                how = chance.choice(["end", "end", "fail", "cancel"])
-                if how == "cancel":
-                    future.cancel()
-                tell(orders, "end" if how == "cancel" and chance.random() < 0.1 else 1 if how == "cancel" else how)
-                while not future.done():
-                    pass
-            elif chance.random() < 0.2:
-                text = f"a line that was written in step {step}"[: columns - 1]
-                if step % 2 or stream is not sys.stderr:  # logging writes to a standard stream
-                    tqdm.tqdm.write(text, file=stream)
-                else:
-                    with logging_redirect_tqdm([log]):
-                        log.info(text)
-                left.append(text)
-            # As wide as the terminal: when it is closed, tqdm writes it over whatever stands in the first row.
-            if not users and chance.random() < 0.1:
-                file = chance.choice([sys.stdout, stream]) if stream is sys.stderr else stream
-                users.append(tqdm.tqdm(desc="user", total=1000, leave=chance.random() < 0.5, file=file))
-            elif users:
-                users[0].update()
-                users[0].refresh()
-                if chance.random() < 0.3:
-                    bar = users.pop()
-                    bar.close()
-                    if bar.leave:
-                        left.append(str(bar))
-            if scenario.twist == "resized" and step % 3 == 2:
-                resize(step // 3)
-            elif scenario.twist == "delayed" and step == 4:
-                running_for_long |= seen_running
-                clock[0] += 10
-                with_clock, progress_executor._bars._CLOCK = progress_executor._bars._CLOCK, 0
-                mark()
-                progress_executor._bars._CLOCK = with_clock
-            mark()
-        for bar in users:
-            bar.close()
-            if bar.leave:
-                left.append(str(bar))
-        users.clear()
-    mark()
+    def shown(self, number):
+        return self.scenario.twist != "delayed" or number % 2 == 0 or number in self.running_for_long
+
+    def mark(self):
+        self.executor._board.pump()
+        for number, task in enumerate(self.tasks):
+            if task.made and number not in self.ended:
+                self.live[number] = task.future, task.made[0]
+        stale = list(filter(None, map(self.look_at, tuple(self.live))))
+        bars = {number: str(bar)[: self.columns - 1] for number, (_, bar) in self.live.items() if self.shown(number)}
+        pinned = {-self.live[number][1].pos: line for number, line in bars.items() if self.live[number][1].pos < 0}
+        others = [line for number, line in bars.items() if self.live[number][1].pos >= 0]
+        title({"left": self.left, "live": others + [str(bar) for bar in self.users], "pinned": pinned, "stale": stale})
+
+    def look_at(self, number):
+        """What is wrong with the numbers of a live bar, if anything; it goes to those that have ended if its task has."""
+        future, bar = self.live[number]
+        state = future.state
+        if state["status"] != "pending":
+            self.seen_running.add(number)
+        if future.done():
+            del self.live[number]
+            self.ended.add(number)
+            if bar.leave and self.shown(number):
+                self.left.append(str(bar)[: self.columns - 1])  # as wide as tqdm makes a bar
+        elif abs(bar.pos) >= self.rows - 2:
+            return None
+        same = (bar.n, bar.total, bar.postfix) == (state["n"], state["total"], state["status"])
+        return None if same else f"{bar} is not {state}"
 
 
 def run(scenario):
@@ -295,6 +330,17 @@ def wrong(expected, lines, rows, narrowest, column, row):
         for should, line in zip(expected["left"], left, strict=True)
     ):
         return f"these lines should stand above: {expected['left']}"
+    problem = wrong_bars(expected, block, rows - 2)
+    if problem or expected["live"] or expected["pinned"]:
+        return problem
+    if column:
+        return f"the cursor should stand at the beginning of a line, not in column {column}"
+    if row != len(lines):
+        return f"the cursor should stand below the last line, not in row {row + 1} of {len(lines)}"
+    return None
+
+
+def wrong_bars(expected, block, capacity):
     for place, line in expected["pinned"].items():
         if block[int(place) : int(place) + 1] != [line.rstrip()]:
             return f"in row {place} of the bars should stand {line}"
@@ -303,7 +349,6 @@ def wrong(expected, lines, rows, narrowest, column, row):
         while block and not block[-1]:  # above one whose row is far below
             block.pop()
     live = [line.rstrip() for line in expected["live"]]
-    capacity = rows - 2
     if len(live) > capacity:
         if block[capacity:] != [HINT]:
             return f"after {capacity} bars should stand that there are more"
@@ -312,12 +357,6 @@ def wrong(expected, lines, rows, narrowest, column, row):
             return f"{capacity} of these should stand there, each once: {live}"
     elif sorted(block) != sorted(live):
         return f"these should stand there, each once: {live}"
-    if live or expected["pinned"]:
-        return None
-    if column:
-        return f"the cursor should stand at the beginning of a line, not in column {column}"
-    if row != len(lines):
-        return f"the cursor should stand below the last line, not in row {row + 1} of {len(lines)}"
     return None
 
 
@@ -342,7 +381,7 @@ def main():
     parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child is not None:
-        child(Scenario(**options.child))
+        Child(Scenario(**options.child)).run()
         return 0
     total = 0
     for scenario in scenarios(options.stock):

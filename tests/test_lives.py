@@ -387,80 +387,96 @@ def test_each_future_ends_once_as_its_task_did_in_many_lives(machine, examples):
 STEPS = 300  # of a task that goes on until it is asked to stop: 0.1 s, if nobody asks
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", POOLS)
-def test_of_twenty_thousand_tasks_that_are_cancelled_at_random_none_is_lost(kind):
+class CancelledAtRandom:
     """One in ten goes on until it is cancelled while it runs; half of those keep their value all the same."""
-    seed, count = IMPLEMENTATION, 20_000  # other cancels in each form
-    chance = random.Random(seed)
-    until_cancelled = [jobs.step_until_cancelled, jobs.step_until_cancelled_and_return]
-    futures, told, asked, ended = [], {}, set(), []
-    over = threading.Event()
 
-    def cancel_at_random(seed):
-        chance = random.Random(seed)
+    UNTIL_CANCELLED = (jobs.step_until_cancelled, jobs.step_until_cancelled_and_return)
 
-        def cancel(number):
-            if futures[number].cancel():
-                asked.add(number)
+    def __init__(self, seed):
+        self.seed = seed
+        self.futures, self.told, self.asked, self.ended = [], {}, set(), []
+        self.over = threading.Event()
 
-        while not over.is_set():
-            recent = range(max(0, len(futures) - 200), len(futures))
-            if recent:
-                cancel(chance.choice(recent))
-            for number in recent:
-                future = futures[number]
-                if future.n == STEPS and not future.done() and future.state["n"] > chance.randrange(9):
-                    cancel(number)
-            time.sleep(chance.random() / 2000)
-
-    cancellers = [threading.Thread(target=cancel_at_random, args=(f"{seed}-{n}",)) for n in range(2)]
-    with make_executor(kind, 4) as executor:
+    def live(self, executor, count):
+        cancellers = [threading.Thread(target=self.cancel_at_random, args=(f"{self.seed}-{n}",)) for n in range(2)]
         for canceller in cancellers:
             canceller.start()
+        chance = random.Random(self.seed)
         for number in range(count):
-            job = chance.choice([*[jobs.count] * 17, jobs.count_then_fail, *until_cancelled])
-            n = STEPS if job in until_cancelled else chance.randrange(30)
-            future = executor.submit(job, n)
-            future.add_done_callback(lambda _, number=number: ended.append(number))
-            if number % 10 == 0:
-                told[number] = []
-                future.add_progress_callback(lambda old, new, states=told[number]: states.append(new))
-            future.job, future.n = job, n
-            futures.append(future)
+            self.submit(executor, number, chance)
             if number % 100 == 99:  # cancelled ones are among those that run, and not far from them
-                concurrent.futures.wait(futures[-150:-50])
-        concurrent.futures.wait(futures)
-        over.set()
+                concurrent.futures.wait(self.futures[-150:-50])
+        concurrent.futures.wait(self.futures)
+        self.over.set()
         for canceller in cancellers:
             canceller.join()
-    ends = Counter()
-    for number, future in enumerate(futures):
+
+    def submit(self, executor, number, chance):
+        job = chance.choice([*[jobs.count] * 17, jobs.count_then_fail, *self.UNTIL_CANCELLED])
+        n = STEPS if job in self.UNTIL_CANCELLED else chance.randrange(30)
+        future = executor.submit(job, n)
+        future.add_done_callback(lambda _: self.ended.append(number))
+        if number % 10 == 0:
+            self.told[number] = states = []
+            future.add_progress_callback(lambda old, new: states.append(new))
+        future.job, future.n = job, n
+        self.futures.append(future)
+
+    def cancel_at_random(self, seed):
+        chance = random.Random(seed)
+        while not self.over.is_set():
+            recent = range(max(0, len(self.futures) - 200), len(self.futures))
+            if recent:
+                self.cancel(chance.choice(recent))
+            for number in recent:
+                future = self.futures[number]
+                if future.n == STEPS and not future.done() and future.state["n"] > chance.randrange(9):
+                    self.cancel(number)
+            time.sleep(chance.random() / 2000)
+
+    def cancel(self, number):
+        if self.futures[number].cancel():
+            self.asked.add(number)
+
+    def check(self, number):
+        """How it has ended, in words."""
+        future, asked = self.futures[number], number in self.asked
         n, total, status = future.state.values()
         if status == "cancelled":
-            assert number in asked
+            assert asked
             assert n <= future.n
             with pytest.raises(CancelledError):
                 future.result(0)
             if future.job is jobs.step_until_cancelled_and_return:
                 assert n == 0  # it was never entered
-            ends["cancelled while it ran" if n else "cancelled"] += 1
-        elif future.job is jobs.count_then_fail:
+            return "cancelled while it ran" if n else "cancelled"
+        if future.job is jobs.count_then_fail:
             assert isinstance(future.exception(0), ValueError)
             assert (n, total, status) == (future.n, future.n, "failed")
-            ends["failed though asked to stop" if number in asked else "failed"] += 1
         else:
             assert (future.result(0), status) == (n, "done")
-            assert n == future.n or (future.job is jobs.step_until_cancelled_and_return and number in asked)
-            ends["done though asked to stop" if number in asked else "done"] += 1
-    assert sorted(ended) == list(range(count))  # the done callbacks, once each
-    assert sum(ends.values()) == count
+            assert n == future.n or (future.job is jobs.step_until_cancelled_and_return and asked)
+        return f"{status} though asked to stop" if asked else status
+
+    def check_told(self):
+        for number, states in self.told.items():
+            assert states[-1] == self.futures[number].state
+            assert [state["status"] in ("done", "failed", "cancelled") for state in states].count(True) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", POOLS)
+def test_of_twenty_thousand_tasks_that_are_cancelled_at_random_none_is_lost(kind):
+    count = 20_000
+    lives = CancelledAtRandom(IMPLEMENTATION)  # other cancels in each form
+    with make_executor(kind, 4) as executor:
+        lives.live(executor, count)
+    ends = Counter(map(lives.check, range(count)))
+    assert sorted(lives.ended) == list(range(count))  # the done callbacks, once each
     assert ends["cancelled while it ran"] > count / 100, ends
     assert ends["done though asked to stop"] > count / 100, ends
     assert min(ends["done"], ends["failed"], ends["cancelled"]) > count / 200, ends
-    for number, states in told.items():
-        assert states[-1] == futures[number].state
-        assert [state["status"] in ("done", "failed", "cancelled") for state in states].count(True) == 1
+    lives.check_told()
 
 
 # Cancelled at one moment after the other

@@ -48,23 +48,21 @@ def lab(tmp_path_factory):
         yield lab
 
 
-@pytest.mark.parametrize("waiting", [BLOCKING, AWAITING], ids=["blocking", "awaiting"])
-def test_bars_of_a_process_pool_are_live_and_right_at_the_end(waiting, lab, tmp_path):
-    steps = {
-        "known": [(3, 10), (10, 10)],
-        "late": [(2, None), (4, 8), (6, None), (8, 8)],
-        "grows": [(2, 4), (4, 16), (16, 16)],
-        "fails": [(5, 10), (10, 10)],
-        "cancelled": [(1, 10), (6, 10), (7, 10)],
-        "short": [(1, 10), (3, 10)],
-        "vanishes": [(1, 2), (1, 2)],
-        "unknown": [(1, None), (7, None)],
-    }
-    cell = f"""
+STEPS = {
+    "known": [(3, 10), (10, 10)],
+    "late": [(2, None), (4, 8), (6, None), (8, 8)],
+    "grows": [(2, 4), (4, 16), (16, 16)],
+    "fails": [(5, 10), (10, 10)],
+    "cancelled": [(1, 10), (6, 10), (7, 10)],
+    "short": [(1, 10), (3, 10)],
+    "vanishes": [(1, 2), (1, 2)],
+    "unknown": [(1, None), (7, None)],
+}
+CELL = f"""
 with ProcessPoolProgressExecutor(3) as executor:
     futures = {{
-        name: executor.submit(jobs.follow, name == "fails", steps, {str(tmp_path)!r} + "/" + name)
-        for name, steps in {steps}.items()
+        name: executor.submit(jobs.follow, name == "fails", steps, folder + "/" + name)
+        for name, steps in {STEPS}.items()
     }}
     for name, future in futures.items():
         kwargs = {{"desc": name, "leave": name != "vanishes"}}
@@ -75,14 +73,16 @@ with ProcessPoolProgressExecutor(3) as executor:
     futures["cancelled"].add_progress_callback(lambda old, new: new["n"] == 6 and futures["cancelled"].cancel())
     everything = ProgressGroup(futures.values())
     everything.add_tqdm_callback(tqdm, {{"desc": "all"}})
-{waiting}
 """
 
+
+@pytest.mark.parametrize("waiting", [BLOCKING, AWAITING], ids=["blocking", "awaiting"])
+def test_bars_of_a_process_pool_are_live_and_right_at_the_end(waiting, lab, tmp_path):
     def go_on(*tasks_and_steps):
         for name in tasks_and_steps:
             open_gate(tmp_path / name)
 
-    with lab.notebook(IMPORTS + cell) as notebook:
+    with lab.notebook(f"{IMPORTS}folder = {str(tmp_path)!r}\n{CELL}{waiting}") as notebook:
         notebook.run(0)
         untouched = ["fails", "cancelled", "short", "vanishes"]
         notebook.wait_for_bars(

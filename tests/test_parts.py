@@ -1141,79 +1141,103 @@ def test_a_part_may_have_a_weight_beyond_all_ints_that_n_can_hold(updater):
         assert progress.n == 5
 
 
+class Both:
+    """A task with its parts, each beside what it should count; a method is a call in a sequence."""
+
+    def __init__(self, progress):
+        self.family = [(progress, Model())]
+
+    def sub(self, index, weight, total):
+        real, model = self.family[index]
+        part = real.sub(weight, total)
+        self.family.append((part, Model(model, weight, total)))
+
+    def step(self, index, amount):
+        real, model = self.family[index]
+        real.update(amount)
+        model.step(amount)
+
+    def steps(self, index, count):
+        for _ in range(count):
+            self.step(index, 1)
+
+    def n(self, index, n):
+        real, model = self.family[index]
+        real.n = n
+        model.n = n
+
+    def total(self, index, total):
+        real, model = self.family[index]
+        if model.parent is not None:
+            real.total = total
+            model.total = total
+
+    def iterate(self, index, size, known):
+        real, model = self.family[index]
+        for _ in real(range(size) if known else (item for item in range(size))):
+            pass
+        model.n = 0
+        if model.parent is not None:
+            model.total = size if known else None
+        model.step(size)
+
+    def end(self, index, whole):
+        real, model = self.family[index]
+        if model.parent is None:
+            return
+        if whole:
+            real.close()
+        else:
+            real.__exit__(OnPurposeError, None, None)
+        model.end(whole)
+
+    def drop(self, index):
+        """Nobody has it any more, nor its parts."""
+        gone = [self.family[index][1]]
+        if gone[0].parent is None:
+            return
+        for _, model in self.family:  # a part is behind its parent
+            if model.parent in gone:
+                gone.append(model)
+        for other in reversed(gone):
+            self.family = [pair for pair in self.family if pair[1] is not other]
+            other.end(False)
+
+    def status(self, index, status):
+        self.family[index][0].status = status
+        assert all(real.status == status for real, _ in self.family)
+
+    def end_all(self):
+        while len(self.family) > 1:
+            self.end(-1, True)
+            self.family.pop()
+
+
 @settings(deadline=None, max_examples=250, database=None)
 @example(sequence=[("sub", 0, 2**65, None), ("step", 1, 0.5), ("total", 1, 1), ("sub", 0, 1, None), ("n", 0, 0)])
 @given(sequence=sequences)
 def test_any_sequence_of_calls_counts_what_fractions_count(updater, sequence):
     slot = Slot()
     slot.start(time.time())
-    family = [(updater(slot.buffer), Model())]
-    family[0][0].total = 10
+    both = Both(updater(slot.buffer))
+    both.family[0][0].total = 10
     big = False  # a float next to an int of more than 53 bits cannot say the sum
     for number, (name, index, *arguments) in enumerate(sequence):
-        real, model = family[index % len(family)]
-        ended, refused = model.ended, False
+        index %= len(both.family)
+        ended, refused = both.family[index][1].ended, False
         big = big or any(isinstance(argument, int) and abs(argument) > 2**50 for argument in arguments)
         try:
-            if name == "sub":
-                part = real.sub(*arguments)
-                family.append((part, Model(model, *arguments)))
-                del part
-            elif name == "step":
-                real.update(*arguments)
-                model.step(*arguments)
-            elif name == "steps":
-                for _ in range(*arguments):
-                    real.update(1)
-                    model.step(1)
-            elif name == "n":
-                real.n = arguments[0]
-                model.n = arguments[0]
-            elif name == "total" and model.parent is not None:
-                real.total = arguments[0]
-                model.total = arguments[0]
-            elif name == "iterate":
-                size, known = arguments
-                for _ in real(range(size) if known else (item for item in range(size))):
-                    pass
-                model.n = 0
-                if model.parent is not None:
-                    model.total = size if known else None
-                model.step(size)
-            elif name == "end" and model.parent is not None:
-                if arguments[0]:
-                    real.close()
-                else:
-                    real.__exit__(OnPurposeError, None, None)
-                model.end(arguments[0])
-            elif name == "drop" and model.parent is not None:
-                gone, real = [model], None
-                for other in [pair[1] for pair in family]:
-                    if other.parent in gone:
-                        gone.append(other)
-                for other in reversed(gone):
-                    family = [pair for pair in family if pair[1] is not other]
-                    other.end(False)
-            elif name == "status":
-                real.status = str(number)
-                assert all(other.status == str(number) for other, _ in family)
+            getattr(both, name)(index, *(arguments or [str(number)][: name == "status"]))
         except RuntimeError:
             refused = True
         assert refused == (ended and name not in ("end", "drop"))
-        real = None
-        family[0][0]._publish_parts()
+        both.family[0][0]._publish_parts()
         shown = slot.snapshot()["n"]
-        for other, expected in family:
-            if not big:
-                assert close(other.n, expected.n)
         if not big:
-            assert close(shown, family[0][1].n)
-    while len(family) > 1:
-        real, model = family.pop()
-        real.close()
-        model.end(True)
-        real = None
-    progress, model = family[0]
+            assert all(close(real.n, model.n) for real, model in both.family)
+            assert close(shown, both.family[0][1].n)
+    both.end_all()
+    progress, model = both.family[0]
     assert exactly(slot.snapshot()["n"]) == exactly(progress.n)
     if model.exact and not big:
         assert exactly(progress.n) == exactly(int(model.own))

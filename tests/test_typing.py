@@ -47,38 +47,6 @@ def test_the_sample_program_is_well_typed(empty_folder):
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        "text: str = executor.submit(count, 3).result()",
-        "future: ProgressFuture[str] = executor.submit(count, 3)",
-        "text: str = next(Updater()([1, 2]))",
-        "list(Updater()(3))",
-        "Updater().update('x')",
-        "Updater().sub('x')",
-        "Updater().log(3)",
-        "executor.submit(count, 3).add_progress_callback(count)",
-        "executor.submit(count, 3).add_log_callback(count)",
-        "executor.submit(count, 3).add_tqdm_callback(triggers=['later'])",
-        "text: str = next(executor.submit(count, 3).states())",
-        "executor.submit(count, 3).set_deadline('1')",
-    ],
-)
-@mypy_needed
-def test_a_wrong_program_is_an_error(wrong, empty_folder):
-    file = empty_folder / "wrong.py"
-    file.write_text(
-        "from progress_executor import ProgressExecutor, ProgressFuture, Updater\n\n"
-        "def count(n: int) -> int: return n\n\n"
-        "def caller(executor: ProgressExecutor) -> None:\n"
-        f"    {wrong}\n"
-    )
-    done = mypy(file, empty_folder)
-    assert done.returncode == 1
-    assert "wrong.py:6: error: " in done.stdout
-    assert "Found 1 error" in done.stdout
-
-
 @pytest.mark.parametrize("no_extensions", ["0", "1"])
 def test_the_sample_program_runs(no_extensions):
     switch = {"PROGRESS_EXECUTOR_NO_EXTENSIONS": no_extensions}

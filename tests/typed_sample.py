@@ -1,9 +1,12 @@
-"""A user's program over the whole public API, for a type checker to read and for Python to run."""
+"""A user's program over the whole public API, for type checkers to read and for Python to run."""
+
+# pyright: strict, reportUnnecessaryTypeIgnoreComment=true
 
 import asyncio
 import concurrent.futures
 from collections.abc import Iterator
 from fractions import Fraction
+from functools import partial
 from typing import Any, Literal, assert_type
 
 from progress_executor import (
@@ -31,6 +34,26 @@ def count(n: int, progress: Updater) -> int:
 
 def text(value: object) -> str:
     return str(value)
+
+
+def first(progress: Updater, n: int) -> int:
+    return n
+
+
+def by_name(n: int, m: int = 0, *, progress: Updater) -> int:
+    return n
+
+
+def optional(n: int, progress: Updater | None = None, m: int = 0) -> int:
+    return n
+
+
+class Job:
+    def __init__(self, n: int, progress: Updater) -> None:
+        self.n = n
+
+    def run(self, n: int, progress: Updater) -> int:
+        return n
 
 
 def every_call(progress: Updater) -> None:
@@ -73,6 +96,10 @@ def changed(old: ProgressState, new: ProgressState) -> None:
     assert_type(old["n"], int | float)
     assert_type(new["total"], int | float | None)
     assert_type(new["status"], str)
+
+
+def changed_in_group(old: GroupState, new: GroupState) -> None:
+    assert_type(new["pending"], int)
 
 
 class Bar:
@@ -128,6 +155,17 @@ def every_method(executor: ProgressExecutor) -> None:
     assert_type(executor.map(count, [1, 2]), Iterator[int])
     assert_type(executor.map(text, [1, 2], timeout=60, chunksize=1), Iterator[str])
 
+    assert_type(executor.submit(count, n=3), ProgressFuture[int])
+    assert_type(executor.submit(count, 3, progress=Updater()), ProgressFuture[int])
+    assert_type(executor.submit(first, n=3), ProgressFuture[int])
+    assert_type(executor.submit(by_name, 3, m=4), ProgressFuture[int])
+    assert_type(executor.submit(optional, 3), ProgressFuture[int])
+    assert_type(executor.submit(Job, 3).result().n, int)
+    assert_type(executor.submit(Job(3, Updater()).run, 3), ProgressFuture[int])
+    assert_type(executor.submit(partial(count, 3)), ProgressFuture[int])
+    assert_type(executor.submit(len, "three"), ProgressFuture[int])
+    executor.submit(print, end="")
+
     futures = [executor.submit(count, n) for n in (1, 2)]
     assert_type(futures, list[ProgressFuture[int]])
     for ended in concurrent.futures.as_completed(futures):
@@ -165,6 +203,35 @@ async def left_without_blocking() -> None:
         await awaited(sync)
 
 
+async def every_mistake(executor: ProgressExecutor) -> None:
+    """Not called: each of these is an error to a type checker, and it is one if that finds none."""
+    future = executor.submit(text, 3)
+    executor.submit(len, 3)  # type: ignore[arg-type]
+    executor.submit(len)  # type: ignore[arg-type]
+    executor.submit(len, "three", "four")  # type: ignore[arg-type]
+    executor.submit(text, values=3)  # type: ignore[arg-type]
+    executor.submit("text")  # type: ignore[call-overload]
+    number: int = future.result()  # type: ignore[assignment]
+    numbers: ProgressFuture[int] = future  # type: ignore[assignment]
+    number = next(Updater()(["three"]))  # type: ignore[assignment]
+    list(Updater()(3))  # type: ignore[call-overload]
+    Updater().update("three")  # type: ignore[arg-type]
+    Updater().sub("three")  # type: ignore[arg-type]
+    Updater().log(3)  # type: ignore[arg-type]
+    future.add_progress_callback(text)  # type: ignore[arg-type]
+    future.add_progress_callback(changed_in_group)  # type: ignore[arg-type]
+    future.add_log_callback(changed)  # type: ignore[arg-type]
+    future.add_tqdm_callback(triggers=["later"])  # type: ignore[list-item]
+    number = next(future.states())  # type: ignore[assignment]
+    future.set_deadline("three")  # type: ignore[arg-type]
+    ProgressGroup([future]).add_progress_callback(text)  # type: ignore[arg-type]
+    ProgressGroup([text])  # type: ignore[arg-type]
+    number = await future  # type: ignore[assignment]
+    async with asyncio.TaskGroup() as group:
+        group.create_task(ProgressGroup([future]))  # type: ignore[arg-type]
+    print(number, numbers)
+
+
 def initialize(*values: Any) -> None: ...
 
 
@@ -184,7 +251,10 @@ def main() -> None:
     with ThreadPoolProgressExecutor(2) as threads:
         group = ProgressGroup(threads.submit(count, n) for n in range(3))
         assert_type(group, ProgressGroup[int])
-        group.add_progress_callback(lambda old, new: None)
+        group.add_progress_callback(lambda old, new: assert_type(new, GroupState))
+        group.add_progress_callback(changed_in_group)
+        group.add_progress_callback(changed)
+        group.remove_progress_callback(changed_in_group)
         group.add_tqdm_callback(init_kwargs={"disable": True})
         assert_type(group.result(timeout=60), list[int])
         assert_type(group.state, GroupState)

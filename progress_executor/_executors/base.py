@@ -14,7 +14,7 @@ from functools import partial
 from itertools import islice
 from time import monotonic
 from types import TracebackType
-from typing import Any, NoReturn, Self, TypeVar
+from typing import Any, NoReturn, ParamSpec, Self, TypeVar, overload
 
 from .._deadlines import kill_later, look_for_the_thread
 from .._following import Alarm
@@ -23,7 +23,9 @@ from .._interrupts import SafeCondition, SigintDeferred, call_each
 from .._monitor import INTERVAL, Board, logger
 from .._speedups import Updater
 from .._tasks import Call, takes_progress
+from . import signatures
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 executors_to_leave: "weakref.WeakSet[ProgressExecutor]" = weakref.WeakSet()
@@ -100,7 +102,27 @@ class ProgressExecutor(Executor):
         self._owner = os.getpid()
         _executors.add(self)
 
-    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> ProgressFuture[T]:
+    @overload
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> ProgressFuture[T]: ...
+    @overload
+    def submit(self, fn: signatures.ProgressFirst[T], /, *args: Any, **kwargs: Any) -> ProgressFuture[T]: ...
+    @overload
+    def submit(self, fn: signatures.ProgressSecond[T], /, *args: Any, **kwargs: Any) -> ProgressFuture[T]: ...
+    @overload
+    def submit(self, fn: signatures.ProgressByName[T], /, *args: Any, **kwargs: Any) -> ProgressFuture[T]: ...
+    @overload
+    def submit(self, fn: signatures.ProgressByName0[T], /, *args: Any, **kwargs: Any) -> ProgressFuture[T]: ...
+    @overload
+    def submit(self, fn: signatures.ProgressByName1[T], /, *args: Any, **kwargs: Any) -> ProgressFuture[T]: ...
+    @overload
+    def submit(self, fn: signatures.ProgressByName2[T], /, *args: Any, **kwargs: Any) -> ProgressFuture[T]: ...
+    @overload
+    def submit(self, fn: signatures.ProgressByName3[T], /, *args: Any, **kwargs: Any) -> ProgressFuture[T]: ...
+    @overload
+    def submit(self, fn: signatures.ProgressByName4[T], /, *args: Any, **kwargs: Any) -> ProgressFuture[T]: ...
+    @overload
+    def submit(self, fn: signatures.ProgressByName5[T], /, *args: Any, **kwargs: Any) -> ProgressFuture[T]: ...
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> ProgressFuture[Any]:
         """Have `fn(*args, **kwargs)` run.
 
         TypeError if `fn` is not callable, RuntimeError after `shutdown` and in a process forked since.
