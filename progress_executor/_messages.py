@@ -87,6 +87,7 @@ class Sender:
                 self._lost += 1
             else:
                 return False
+            slot.note_message()
             return True
 
     def _tell_lost(self) -> None:

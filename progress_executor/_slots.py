@@ -25,6 +25,7 @@ from ._speedups._layout import (
     MESSAGE_BYTE,
     MESSAGE_LENGTH_BYTE,
     MESSAGE_SIZE,
+    MESSAGES,
     MESSAGES_TAKEN,
     NO_FLOAT,
     NONE,
@@ -101,12 +102,13 @@ class Slot:
         return not self._words[SEQUENCE] and not self._words[N] and self._words[N + 1] == NO_FLOAT
 
     @property
-    def pulse(self) -> tuple[int, int, int]:
-        """What each report changes, also one that the state does not show: of a part whose total is unknown, say.
+    def pulse(self) -> tuple[int, ...]:
+        """What each report changes, also one that the state does not show: a message, or a part whose total is unknown.
 
         The steps of parts show when a snapshot has asked for them.
         """
-        return self._words[SEQUENCE], self._words[N], self._words[N + 1]
+        words = self._words
+        return words[SEQUENCE], words[N], words[N + 1], words[MESSAGES]
 
     @property
     def stood(self) -> float:
@@ -142,6 +144,10 @@ class Slot:
     def listened(self) -> bool:
         """Whether somebody takes the task's messages."""
         return bool(self.buffer[LISTENS_BYTE])
+
+    def note_message(self) -> None:
+        """The task says something; called on its side."""
+        self._words[MESSAGES] += 1
 
     @property
     def taken(self) -> int:

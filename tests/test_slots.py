@@ -28,6 +28,7 @@ from progress_executor._speedups._layout import (
     MESSAGE_BYTE,
     MESSAGE_LENGTH_BYTE,
     MESSAGE_SIZE,
+    MESSAGES_TAKEN,
     NONE,
     OPEN_BYTE,
     RECORD_BYTE,
@@ -38,7 +39,6 @@ from progress_executor._speedups._layout import (
     STATUS_BYTE,
     STATUS_LENGTH_BYTE,
     STATUS_SIZE,
-    STOOD,
     TAKEN,
     TAKEN_BACK_BYTE,
     TASK_BYTE,
@@ -71,7 +71,14 @@ def switching():
 def test_the_layout_has_room_for_all_its_fields():
     assert 8 * N + 16 <= RECORD_BYTE == TOTAL_KIND_BYTE < INSIDE_KIND_BYTE < OPEN_BYTE < STATUS_LENGTH_BYTE < 8 * TOTAL
     assert 8 * TOTAL + 8 <= 8 * INSIDE < 8 * INSIDE + 8 <= STATUS_BYTE
-    assert STATUS_BYTE + STATUS_SIZE <= RECORD_END <= 8 * STARTED_AT < 8 * STOOD + 8 <= MESSAGE_LENGTH_BYTE < MESSAGE_BYTE
+    assert (
+        STATUS_BYTE + STATUS_SIZE
+        <= RECORD_END
+        <= 8 * STARTED_AT
+        < 8 * MESSAGES_TAKEN + 8
+        <= MESSAGE_LENGTH_BYTE
+        < MESSAGE_BYTE
+    )
     assert MESSAGE_BYTE + MESSAGE_SIZE <= SLOT_SIZE
     assert MESSAGE_SIZE < 256  # its length is a byte
     assert MESSAGE_LENGTH_BYTE % 64 == SLOT_SIZE % 64 == 0

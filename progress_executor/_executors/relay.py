@@ -87,7 +87,7 @@ class Attempt:
         self._key = worker.get_current_task()
         self._tasks = worker.state.tasks
         self._task = self._tasks[self._key]
-        self._told: tuple[tuple[int, int, int], ProgressState] | None = None
+        self._told: tuple[tuple[int, ...], ProgressState] | None = None
         self._paused = False
         self._heard = False
         self._unread: deque[Message] = deque()

@@ -15,7 +15,8 @@ from those that end in `_BYTE`.
     word 39  when the task started: a double, seconds since the epoch; no positive number as long as it has not
     word 40  since when the task is paused: a double, by the monotonic clock, which processes share; 0 if it is not
     word 41  for how many seconds it was paused: a double
-    word 42  how many bytes of the task's messages the caller has taken: the caller's
+    word 42  how many messages the task has sent, or lost
+    word 43  how many bytes of them the caller has taken: the caller's
     word 48  byte 0 length of the reason, 1 whether the caller takes messages, 2 whether it has taken the task back before it
              began; all of this line is the caller's
     word 49- why the task is to stop, UTF-8
@@ -36,7 +37,8 @@ INSIDE = 6
 STARTED_AT = 39
 STANDS_SINCE = 40
 STOOD = 41
-MESSAGES_TAKEN = 42
+MESSAGES = 42
+MESSAGES_TAKEN = 43
 
 CALLER_BYTE = 0
 PAUSE_BYTE = 1
