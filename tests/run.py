@@ -154,7 +154,7 @@ def runs_on(version: Version, interpreter: str, newest: bool, between: bool, slo
         elsewhere = ON_THE_CALLERS_SIDE if between else [] if first else ONCE_PER_VERSION
         files = [path for path in FILES if path not in ONCE + elsewhere]
         not_dask = [] if first else ["-k", "not dask"]  # whose relay sees no difference
-        runs += [Run(f"{name}, half {n}", environment, env, [*marked, *not_dask, *files[n - 1 :: 2]]) for n in (1, 2)]
+        runs += [Run(f"{name}, part {n}", environment, env, [*marked, *not_dask, *files[n - 1 :: 3]]) for n in (1, 2, 3)]
         if first and newest:
             runs.append(Run(f"{name}, once", environment, env, [*marked, *(path for path in FILES if path in ONCE)]))
         if not first and slow:
