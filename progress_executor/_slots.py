@@ -179,7 +179,7 @@ class Slot:
         fence()
         while self.buffer[TAKEN_BACK_BYTE] == ASKED:  # it is about to know
             sleep(0.00005)
-        return not self.cancelled and self.buffer[TAKEN_BACK_BYTE] != TAKEN
+        return self.buffer[CALLER_BYTE] != CANCEL and self.buffer[TAKEN_BACK_BYTE] != TAKEN
 
     def snapshot(self, tries: int = _TRIES) -> ProgressState:
         """n, total and status, all from the same write.

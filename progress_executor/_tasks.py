@@ -21,6 +21,7 @@ from ._messages import LOST, Message, Sender
 from ._monitor import INTERVAL, KEPT, Board, Feed, Said, Ticker
 from ._slots import LAST_TRIES, Slot
 from ._speedups import Updater
+from ._speedups._layout import OPEN_BYTE
 from ._state import CANCELLED, DONE, FAILED, PENDING, RUNNING, ProgressState
 
 
@@ -161,7 +162,7 @@ class Task:
         finally:
             current.reset(token)
             updater = updater or self._asked
-            if updater is not None:
+            if updater is not None and self.slot is not None and self.slot.buffer[OPEN_BYTE]:
                 updater._publish_parts()
             if self._sender is not None:
                 self._sender.end()

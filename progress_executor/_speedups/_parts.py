@@ -11,31 +11,31 @@ from sys import float_info
 from typing import Any
 from weakref import ref
 
-from ._layout import NO_FLOAT
+from ._layout import NO_FLOAT, N
 
 HAS_ENDED = "this part has ended: it counts no more"
 
 
-class Counters:
-    """What an Updater adds to: an int64 and a double, in the slot or in memory of a part's own."""
+Counters = tuple[Any, Any]
+"""What an Updater counts in: two views, of ints and of doubles, of memory with the counters where they are in a slot."""
 
-    __slots__ = ("doubles", "ints")
 
-    def __init__(self, memory: Any = None) -> None:
-        """`memory`: 16 bytes; None for some of its own, in which nothing is counted."""
-        view = memoryview(bytearray(16) if memory is None else memory)
-        self.ints = view.cast("q")
-        self.doubles = view.cast("d")
-        if memory is None:
-            self.ints[1] = NO_FLOAT
+def own_counters() -> Counters:
+    """Those of a part, in which nothing is counted."""
+    memory = memoryview(bytearray(8 * N + 16))
+    ints = memory.cast("q")
+    ints[N + 1] = NO_FLOAT
+    return ints, memory.cast("d")
 
-    def count(self) -> int | float:
-        """An int if no float was added. What something else has written there fails no task."""
-        n: int = self.ints[0]
-        if self.ints[1] == NO_FLOAT:
-            return n
-        double: float = self.doubles[1]
-        return n + double if isfinite(double) else n
+
+def counted(counters: Counters) -> int | float:
+    """An int if no float was added. What something else has written there fails no task."""
+    ints, doubles = counters
+    n: int = ints[N]
+    if ints[N + 1] == NO_FLOAT:
+        return n
+    double: float = doubles[N + 1]
+    return n + double if isfinite(double) else n
 
 
 class Node:
@@ -69,7 +69,7 @@ class Node:
         weight, total = self.weight, self.total
         if not total:
             return 0 if total is None else weight
-        n = add(self.counters.count(), self.done, self.rounding_error, *[part.share for part in self.parts])
+        n = add(counted(self.counters), self.done, self.rounding_error, *[part.share for part in self.parts])
         if n >= total:
             return weight
         if n <= 0:
@@ -84,7 +84,7 @@ class Node:
 
     def count(self) -> int | float:
         """n, with what its parts have counted."""
-        return add(self.counters.count(), self.inside())  # as the reader adds them
+        return add(counted(self.counters), self.inside())  # as the reader adds them
 
     def assigned(self, n: float) -> tuple[int | float, int | float]:
         """What to have done, with which rounding error, to count `n`: what its parts have done until now is in it."""

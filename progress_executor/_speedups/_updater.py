@@ -54,7 +54,7 @@ from ._layout import (
     N,
     encoded,
 )
-from ._parts import HAS_ENDED, Counters, Node
+from ._parts import HAS_ENDED, Counters, Node, counted, own_counters
 from ._waiting import wait_while
 
 try:
@@ -214,7 +214,7 @@ class Updater:
     if not cython.compiled:
         _place: Any  # compiled: the addresses of both
         _control: memoryview[int]  # what a step looks at: the words of the slot
-        _ints: memoryview[int]  # the first of the counters, found faster
+        _ints: memoryview[int]  # the first view of the counters, found faster
     _n: int  # interpreted: what is in it, read faster than a memoryview
     _push: Callable[[bool], None] | None
     _send: Callable[[str, Any, int], None] | None
@@ -270,34 +270,36 @@ class Updater:
         if len(view) < SLOT_SIZE:
             raise ValueError(f"a slot has {SLOT_SIZE} bytes, not {len(view)}")
         view[TASK_BYTE] = _LOCKED if push is None else _LOCKED | PUSHING
-        self._attach((view, view.cast("q"), view.cast("d")), Counters(view[8 * N : 8 * N + 16]))
+        self._attach((view, view.cast("q"), view.cast("d")), None)
 
-    def _attach(self, slot: tuple[Any, Any, Any], counters: Counters) -> None:
-        """Have the steps look at this slot, and add to these counters."""
+    def _attach(self, slot: tuple[Any, Any, Any], counters: Counters | None) -> None:
+        """Have the steps look at this slot, and add to these counters; None: to those in the slot."""
         if cython.compiled:
             control = cython.declare(cython.longlong[::1])
             ints = cython.declare(cython.longlong[::1])
         self._slot, self._words, self._doubles = slot
-        self._counters = counters
+        self._counters = slot[1:] if counters is None else counters
         if cython.compiled:
-            control, ints = self._words, counters.ints
-            pe_move(cython.address(self._place), cython.address(control[0]), cython.address(ints[0]))
+            control, ints = self._words, self._counters[0]
+            pe_move(cython.address(self._place), cython.address(control[CONTROL]), cython.address(ints[N]))
         else:
-            self._ints, self._n, self._control = counters.ints, counters.ints[0], self._words
+            self._ints = self._counters[0]
+            self._n, self._control = self._ints[N], self._words
 
     def _stop_steps(self) -> None:
         """The part has ended: each step takes the slow path, which raises."""
         if cython.compiled:
             control = cython.declare(cython.longlong[::1])
             ints = cython.declare(cython.longlong[::1])
-            control, ints = _ENDED_WORD, self._counters.ints
-            pe_move(cython.address(self._place), cython.address(control[0]), cython.address(ints[0]))
+            control, ints = _ENDED_WORD, self._counters[0]
+            pe_move(cython.address(self._place), cython.address(control[CONTROL]), cython.address(ints[N]))
         else:
             self._control = _ENDED_WORD
 
     def _detach(self) -> None:
         """Go on in memory of its own: the slot is about to belong to another task, and threads may still count here."""
-        self._publish_parts()
+        if self._node is not None:
+            self._publish_parts()
         with self._lock:
             self._move_out()
 
@@ -323,14 +325,13 @@ class Updater:
         own[LISTENS_BYTE] = 0
         view = memoryview(own)
         slot = view, view.cast("q"), view.cast("d")
-        counters = Counters(view[8 * N : 8 * N + 16])
         self._former = self._slot
         if self._node is None:
-            self._attach(slot, counters)
+            self._attach(slot, None)
             return
         for updater in self._node.updaters():
-            updater._attach(slot, counters if updater is self else updater._counters)
-        self._node.counters = counters
+            updater._attach(slot, None if updater is self else updater._counters)
+        self._node.counters = self._counters
 
     # Counting
 
@@ -403,25 +404,24 @@ class Updater:
             return
         with self._lock:
             if cython.compiled or not _LOCKED or not self._count_interpreted(step):
-                n = self._counters.count() + step
+                n = counted(self._counters) + step
                 if not isfinite(n):
                     raise ValueError("n would become infinite")
                 self._write(own=_fitting(n))
 
     def _count_interpreted(self, step: Any) -> bool:
         # See `_interpreted_update` for why no other thread comes in between.
-        counters = self._counters
+        ints, doubles = self._counters
         if step.__class__ is int:
             try:
-                counters.ints[0] = self._n = self._n + step
+                ints[N] = self._n = self._n + step
             except ValueError:  # more than 64 bits
                 return False
             return True
-        doubles = counters.doubles
-        total = doubles[1] + step
+        total = doubles[N + 1] + step
         if total - total != 0.0:
             return False
-        doubles[1] = total
+        doubles[N + 1] = total
         return True
 
     # State
@@ -430,7 +430,7 @@ class Updater:
     def n(self) -> int | float:
         """How much is done."""
         with self._lock:
-            n: int | float = self._counters.count() if self._node is None else self._node.count()
+            n: int | float = counted(self._counters) if self._node is None else self._node.count()
             return _fitting(n)
 
     @n.setter
@@ -590,7 +590,7 @@ class Updater:
             if self._node is None:
                 self._node = Node(None, 1, None, self._counters, self)
             part._parent = self
-            part._attach((self._slot, self._words, self._doubles), Counters())
+            part._attach((self._slot, self._words, self._doubles), own_counters())
             part._node = Node(self._node, weight, total, part._counters, part)
             self._write(act=part._node.begin)
         return part
@@ -670,17 +670,17 @@ class Updater:
     # Each in one line: between its stores no signal is handled.
 
     def _assign(self, n: Any) -> None:
-        ints, doubles = self._counters.ints, self._counters.doubles
+        ints, doubles = self._counters
         if isinstance(n, int):
-            ints[0], ints[1], self._n = n, NO_FLOAT, n
+            ints[N], ints[N + 1], self._n = n, NO_FLOAT, n
         else:
             n = n + 0.0  # no -0.0
-            ints[0], doubles[1], self._n = 0, n, 0
+            ints[N], doubles[N + 1], self._n = 0, n, 0
 
     def _assign_sum(self, n: Any) -> None:
-        node, ints = self._node, self._counters.ints
+        node, ints = self._node, self._counters[0]
         done, error = node.assigned(n)
-        ints[0], ints[1], self._n, node.done, node.rounding_error = 0, NO_FLOAT, 0, done, error
+        ints[N], ints[N + 1], self._n, node.done, node.rounding_error = 0, NO_FLOAT, 0, done, error
 
     def _assign_total(self, total: Any) -> None:
         slot = self._slot
@@ -769,7 +769,7 @@ class _Iteration:
                 control = updater._control  # looked up at every step: see _detach
                 try:
                     if not control[CONTROL]:
-                        updater._ints[0] = updater._n = updater._n + 1
+                        updater._ints[N] = updater._n = updater._n + 1
                         continue
                 except ValueError:  # more than 64 bits
                     pass
@@ -792,15 +792,15 @@ def _interpreted_update(self: Updater, amount: Any = 1) -> None:
     if control[CONTROL] == 0:
         if amount.__class__ is int:
             try:
-                self._ints[0] = self._n = self._n + amount
+                self._ints[N] = self._n = self._n + amount
                 return
             except ValueError:  # more than 64 bits
                 pass
         elif type(amount) is float:
-            doubles = self._counters.doubles
-            total = doubles[1] + amount
+            doubles = self._counters[1]
+            total = doubles[N + 1] + amount
             if total - total == 0.0 and control[CONTROL] == 0:  # isfinite() would be a call
-                doubles[1] = total
+                doubles[N + 1] = total
                 return
     self._add(amount)
 
