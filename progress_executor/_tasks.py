@@ -358,6 +358,27 @@ class Task:
         self.call = None  # last: it may be what keeps an object alive that does something at its end
 
 
+def run_call(call: Call, slot: Slot, send: Callable[[Message], object]) -> Any:
+    """Call the function, in whatever process, with an Updater that reports in `slot` if it takes one; return its value.
+
+    `send` is called with each message. Raises what the function raises, and `asyncio.CancelledError` if the task was
+    cancelled before.
+    """
+    fn, args, kwargs = call
+    sender = Sender(slot, send)
+    progress = Updater(slot.buffer, None, sender)
+    if takes_progress(call):
+        kwargs["progress"] = progress
+    token = current.set(progress)
+    try:
+        progress.check()
+        return fn(*args, **kwargs)
+    finally:
+        current.reset(token)
+        progress._publish_parts()
+        sender.end()
+
+
 def takes_progress(call: Call) -> bool:
     """Whether the function has a parameter called `progress` that the caller left to the executor."""
     fn, args, kwargs = call

@@ -199,3 +199,17 @@ def test_a_client_that_disconnects_leaves_the_task_running_and_nothing_behind(mo
         assert future.cancelled()
 
     asyncio.run(main())
+
+
+def test_the_executor_on_loky_shows_stops_and_leaves_nothing(tmp_path):
+    pytest.importorskip("loky")
+    command = [sys.executable, str(EXAMPLES / "loky_executor.py")]
+    environment = {**ENVIRONMENT, "TMPDIR": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment, timeout=2 * DEADLINE)
+    assert done.returncode == 0, done.stderr
+    values, state = done.stdout.splitlines()
+    assert values == "50 80"
+    assert re.fullmatch(r"\{'n': \d+, 'total': 10000, 'status': 'cancelled'\}", state)
+    assert re.search(r"^50 steps$", done.stderr, re.MULTILINE)
+    assert re.search(r"100%.*50/50 .*done\]", done.stderr)
+    assert not [path for path in tmp_path.iterdir() if not path.name.startswith("joblib")]

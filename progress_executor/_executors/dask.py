@@ -38,7 +38,7 @@ from .._futures import ProgressFuture, check_message
 from .._interrupts import SigintDeferred
 from .._monitor import INTERVAL, Board, Feed, logger
 from .._state import CANCELLED, DONE, PAUSED, RUNNING, ProgressState
-from .._tasks import Call, Task, takes_progress
+from .._tasks import Call, Task
 from .base import ProgressExecutor, executors_to_leave
 from .relay import News, Outcome, Packed
 
@@ -278,7 +278,7 @@ class DaskProgressExecutor(ProgressExecutor):
             pickled = io.BytesIO()
             pickler = _Pickler(pickled)
             pickler.dump(call)
-            packet = pickle.dumps((self._topic, task.number, takes_progress(call), pickled.getvalue()))
+            packet = pickle.dumps((self._topic, task.number, pickled.getvalue()))
         except Exception as error:
             future.set_exception(error)
             return future

@@ -18,12 +18,11 @@ from distributed import get_worker
 from distributed.core import Status
 from distributed.protocol.pickle import dumps
 
-from .._ambient import current
-from .._messages import Message, Sender
+from .._messages import Message
 from .._monitor import INTERVAL
 from .._slots import Slot
-from .._speedups import Updater
 from .._state import CANCELLED, DONE, FAILED, ProgressState
+from .._tasks import run_call
 
 if TYPE_CHECKING:
     from distributed import Worker
@@ -90,8 +89,7 @@ class Attempt:
         self._told: tuple[tuple[int, ...], ProgressState] | None = None
         self._paused = False
         self._heard = False
-        self._unread: deque[Message] = deque()
-        self.sender = Sender(self.slot, self._unread.append)
+        self.unread: deque[Message] = deque()
         self._taking = threading.Lock()  # its own thread takes the last ones
 
     def stop(self, reason: str | None = None) -> None:
@@ -108,7 +106,7 @@ class Attempt:
 
     def take(self) -> list[Message]:
         with self._taking:
-            messages = [self._unread.popleft() for _ in range(len(self._unread))]
+            messages = [self.unread.popleft() for _ in range(len(self.unread))]
             self.slot.take(sum(size for _, _, size in messages))
             return messages
 
@@ -126,7 +124,7 @@ class Attempt:
 
     def news(self, last: bool = False) -> News | None:
         """What the client has not been told."""
-        pulse, state, unheard = self.slot.pulse, self.slot.snapshot(), bool(self._unread)
+        pulse, state, unheard = self.slot.pulse, self.slot.snapshot(), bool(self.unread)
         if not last and (pulse, state) == self._told and not (unheard and self._heard):
             return None
         self._told = pulse, state
@@ -263,23 +261,13 @@ def run(packet: bytes, *values: Any) -> Packed:
     What is raised goes through Dask, which may then try again, unless it would end the worker or the task was to stop: it
     would be refused, and what it raised and its last state be lost.
     """
-    topic, number, takes_progress, call = pickle.loads(packet)
+    topic, number, call = pickle.loads(packet)
     worker = get_worker()
     relay, attempt = Relay.of(worker), Attempt(worker, (topic, number))
     if not relay.begin(attempt):
         return _packed(attempt, CANCELLED, None)
     try:
-        fn, args, kwargs = _Unpickler(call, values).load()
-        progress = Updater(attempt.slot.buffer, None, attempt.sender)
-        if takes_progress:
-            kwargs["progress"] = progress
-        token = current.set(progress)
-        try:
-            value = fn(*args, **kwargs)
-        finally:
-            current.reset(token)
-            progress._publish_parts()
-            attempt.sender.end()
+        value = run_call(_Unpickler(call, values).load(), attempt.slot, attempt.unread.append)
         return _packed(attempt, DONE, value)
     except BaseException as error:
         if attempt.stopped and isinstance(error, asyncio.CancelledError):
