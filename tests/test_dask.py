@@ -287,7 +287,7 @@ def test_a_task_that_was_cancelled_is_not_tried_again(executor):
 
 def tell(future, run_id, n):
     """Have it heard, as if a worker had told."""
-    future._task.hear(relay.News(future._task.number, run_id, 0.0, False, 0.0, n, None, "running", []))
+    future._task.hear_news(relay.News(future._task.number, run_id, 0.0, False, 0.0, n, None, "running", []))
 
 
 def test_what_an_earlier_attempt_tells_late_is_not_heard(executor):
