@@ -9,6 +9,7 @@ from ._executors.sync import SyncProgressExecutor
 from ._executors.thread import ThreadPoolProgressExecutor
 from ._futures import ProgressFuture
 from ._groups import ProgressGroup
+from ._sinks import Sink, View
 from ._speedups import IMPLEMENTATION, Updater
 from ._state import GroupState, ProgressState
 
@@ -25,9 +26,11 @@ __all__ = [
     "ProgressFuture",
     "ProgressGroup",
     "ProgressState",
+    "Sink",
     "SyncProgressExecutor",
     "ThreadPoolProgressExecutor",
     "Updater",
+    "View",
     "WorkerDied",
     "current_progress",
 ]

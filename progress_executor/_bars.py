@@ -17,8 +17,10 @@ from time import monotonic, time
 from typing import Any, ClassVar, Literal, get_args
 
 from ._interrupts import SigintDeferred
-from ._monitor import INTERVAL, Said, Watched, afterwards, logger
-from ._state import CANCELLED, DONE, ProgressState, drawable, on_one_line, printable
+from ._messages import LOG
+from ._monitor import INTERVAL, afterwards, logger
+from ._sinks import ScreenSink, View
+from ._state import CANCELLED, DONE, drawable, on_one_line, printable
 
 Trigger = Literal["now", "running", "cancelled"]
 _TRIGGERS: tuple[str, ...] = get_args(Trigger)
@@ -27,7 +29,7 @@ _CLOCK = 1.0
 """Seconds after which a bar is drawn again although nothing was reported, so that its clock moves."""
 
 
-class TqdmBar:
+class TqdmBar(ScreenSink):
     """Shows states in a bar that it makes at the first of its triggers and closes at the end.
 
     The bar's postfix is the status; its clock starts with the task.
@@ -38,7 +40,7 @@ class TqdmBar:
         tqdm_cls: Callable[..., Any] | None,
         init_kwargs: Mapping[str, Any] | None,
         triggers: Iterable[Trigger] | None,
-        watched: Watched,
+        view: View,
     ) -> None:
         if tqdm_cls is None:
             import tqdm
@@ -51,54 +53,61 @@ class TqdmBar:
                 raise ValueError(f"unknown trigger {trigger!r}: a bar is made at 'now', 'running' or 'cancelled'")
         self._make: partial[Any] | None = partial(tqdm_cls, **(init_kwargs or {}))
         self._bar: Any = None
-        self._watched = watched
+        self._view = view  # the last one
         self._screen: _Screen | None = None
         self._hidden = False
         self._in_file = False
         self._clock: Callable[[], float] | None = None  # tqdm's, while the bar's own stands still
         self._knows_total = False  # from the task
-        self._shown: ProgressState | None = None
+        self._shown: View | None = None
         self._began: float | None = None
         self._drawn_at = -inf  # not 0: where the machine was started a moment ago, that is just now
         if "now" in self._triggers:
             self._open()
-            self.tell(watched.state, False)  # nobody else does while it is pending
+            self.update(view)  # nobody else does while it is pending
 
-    def tell(self, state: ProgressState, ended: bool) -> None:
-        """Take over a state; called at every delivery, whether it has changed or not."""
+    def update(self, view: View) -> None:
+        self._tell(view, False)
+
+    def close(self, view: View) -> None:
+        self._tell(view, True)
+
+    def _tell(self, view: View, ended: bool) -> None:
+        self._view = view
         if self._screen is not None:
             afterwards.add(self._screen.draw)
         now = monotonic()
-        if not ended and now < self._drawn_at + (max(_CLOCK, self._pause) if state == self._shown else self._pause):
+        if not ended and now < self._drawn_at + (max(_CLOCK, self._pause) if view == self._shown else self._pause):
             return
         if ended or self._make is not None:
             with SigintDeferred():  # a bar that is opened or closed by half would stay for ever
-                self._show(state, ended)
+                self._show(view, ended)
         else:
-            self._show(state, ended)
-        self._shown = state
+            self._show(view, ended)
+        self._shown = view
         self._drawn_at = now
 
     @property
-    def hear(self) -> Callable[[Said], None] | None:
-        """Not for a bar that is disabled, or made only when the task is cancelled."""
+    def listens(self) -> bool:  # type: ignore[override]
+        """Not if it is disabled, or made only when the task is cancelled."""
         if self._bar is None:
-            return self._hear if self._make is not None and "running" in self._triggers else None
-        return None if getattr(self._bar, "disable", False) else self._hear
+            return self._make is not None and "running" in self._triggers
+        return not getattr(self._bar, "disable", False)
 
-    def _hear(self, said: Said) -> None:
-        """Write what a task says above the bars; as tqdm's `write` does where they are on no terminal and in no file."""
+    def place(self) -> object:
         if self._make is not None:
             with SigintDeferred():
-                self._show(self._watched.state, False)  # it is the time to make it
+                self._open()  # it is the time to make it
+                self._show(self._view, False)
         bar = self._bar
-        if bar is None:
+        return None if bar is None else _terminal(bar.fp) if _is_plain(bar) else type(bar)
+
+    def message(self, kind: str, payload: Any) -> None:
+        """Write what a task says above the bars; as tqdm's `write` does where they are on no terminal and in no file."""
+        bar = self._bar
+        if bar is None or kind != LOG:
             return
-        text = printable(said.text)
-        place = _terminal(bar.fp) if _is_plain(bar) else type(bar)
-        if place in said.places:
-            return
-        said.places.append(place)
+        text = printable(payload)
         if self._screen is not None:
             self._screen.texts.append(text)
             self._screen.changed[bar] = None
@@ -110,18 +119,15 @@ class TqdmBar:
             getattr(bar, "write", print)(text)
 
     @property
-    def hidden(self) -> bool:
+    def idle(self) -> bool:  # type: ignore[override]
         """Whether the terminal has no row for it, as the screen last drew it; which asks for the state when it gives one."""
         if self._hidden and self._screen is not None:
             afterwards.add(self._screen.draw)  # which looks whether there is one now
         return self._hidden
 
-    def place(self, hidden: bool) -> None:
-        """Told by the screen when it draws all bars."""
+    def set_hidden(self, hidden: bool) -> None:
+        """Told by the screen when it draws all bars. Where it gets a row, the next delivery has a view for it."""
         self._hidden = hidden
-        bar = self._bar
-        if not hidden and bar is not None:
-            self._take_over(bar, self._watched.state)
 
     @property
     def _pause(self) -> float:
@@ -147,11 +153,11 @@ class TqdmBar:
                 self._in_file = True
                 bar.pos = _NOWHERE
 
-    def _show(self, state: ProgressState, ended: bool) -> None:
-        started_at = self._watched._since()
+    def _show(self, view: View, ended: bool) -> None:
+        started_at = view.since
         if self._make is not None and (
             ("running" in self._triggers and started_at is not None)
-            or ("cancelled" in self._triggers and ended and state["status"] == CANCELLED)
+            or ("cancelled" in self._triggers and ended and view.status == CANCELLED)
         ):
             self._open()
         bar = self._bar
@@ -162,7 +168,7 @@ class TqdmBar:
             with nullcontext() if screen is None else bar.get_lock():  # another thread may draw, and have it catch up
                 if ended:
                     self._bar = None
-                self._take_over(bar, state, ended)
+                self._take_over(bar, view, ended)
             if screen is None and not self._in_file:
                 _refresh(bar)
         finally:
@@ -175,10 +181,10 @@ class TqdmBar:
             elif ended and self._in_file:
                 _write_line(bar)
             elif ended:
-                _close(bar, state["status"])
+                _close(bar, view.status)
 
-    def _take_over(self, bar: Any, state: ProgressState, ended: bool = False) -> None:
-        started_at = self._watched._since()
+    def _take_over(self, bar: Any, view: View, ended: bool = False) -> None:
+        started_at = view.since
         if self._clock is not None and (started_at is not None or ended):
             # Its rate and remaining time count from the start of the task, not from its own or from the queue.
             self._clock, bar._time = None, self._clock
@@ -189,19 +195,19 @@ class TqdmBar:
         self._began = started_at
         if ended and _is_tqdm(bar):
             # And to the task's end, which may be long ago.
-            ended_at = self._watched._until() or started_at or 0
+            ended_at = view.ended or started_at or 0
             bar._time = partial(float, max(bar.start_t, bar._time() - max(0, time() - ended_at)))
-        n, total = _numbers(state)
+        n, total = _numbers(view)
         self._knows_total = self._knows_total or total is not None
         if self._knows_total:  # else the bar keeps the one that it was made with
             _set_total(bar, total)
         bar.n = n
-        bar.set_postfix_str(on_one_line(self._watched._describe(state)), refresh=False)
+        bar.set_postfix_str(on_one_line(view.described()), refresh=False)
 
 
-def _numbers(state: ProgressState) -> tuple[float, float | None]:
+def _numbers(view: View) -> tuple[float, float | None]:
     """n and total as tqdm can draw them. It drops a total that n exceeds by a half; of all else outside it warns."""
-    n, total = drawable(state["n"]), state["total"]
+    n, total = drawable(view.n), view.total
     if total:
         total = drawable(total)
         n = max(n, 0) if n <= total or n >= total + 0.5 else total
@@ -468,7 +474,7 @@ class _Screen:
                 bar.pos = next(free)
             owner = self._ours.get(bar)
             if owner is not None:
-                self._try(owner.place, _is_hidden(bar))
+                self._try(owner.set_hidden, _is_hidden(bar))
             self._try(self._draw, bar)
 
 

@@ -94,8 +94,8 @@ class States(Iterator[S], AsyncIterator[S], Generic[S]):
         try:
             followed._set(alarm)
             to_run = [part for part in source.parts if part.to_be_run]
-            if to_run and source.feed is not None:
-                source.feed.settle_here()  # where they run now, and push their progress
+            for feed in source.feeds if to_run else ():
+                feed.settle_here()  # where they run now, and push their progress
             state = None
             while state is None:
                 if to_run:
@@ -131,6 +131,5 @@ class States(Iterator[S], AsyncIterator[S], Generic[S]):
 
 
 def _refuse_in_callback(followed: Followed[ProgressState]) -> None:
-    feed = followed._source().feed
-    if feed is not None and feed.delivering_here and not followed.done():
+    if any(feed.delivering_here for feed in followed._source().feeds) and not followed.done():
         raise RuntimeError("a progress callback cannot follow what it watches")

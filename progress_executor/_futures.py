@@ -15,17 +15,13 @@ from ._following import Alarm, Followed, S, States
 from ._interrupts import SafeCondition, SigintDeferred, in_main_thread
 from ._monitor import (
     INTERVAL,
-    Callback,
     DeliveringEvent,
     Feed,
-    Listener,
-    LogCallback,
-    ProgressCallback,
-    Reader,
     Source,
     Ticker,
     waiting,
 )
+from ._sinks import Callback, LogCallback, LogReader, ProgressCallback, Sink, listens
 from ._state import ProgressState
 from ._tasks import Task
 
@@ -62,13 +58,6 @@ class Watchable:
         def state(self) -> ProgressState: ...
         def done(self) -> bool: ...
         def _source(self) -> Source: ...
-        def _since(self) -> float | None: ...
-        def _until(self) -> float | None: ...
-
-    @staticmethod
-    def _describe(state: Any) -> str:
-        """What a bar says beside the numbers."""
-        return str(state["status"])
 
     def add_progress_callback(self, fn: ProgressCallback) -> None:
         """Have `fn(old_state, new_state)` called when the state has changed since its last call (at first: since pending).
@@ -82,8 +71,7 @@ class Watchable:
 
     def remove_progress_callback(self, fn: ProgressCallback) -> None:
         """Undo one `add_progress_callback(fn)`; ValueError if there is none, or if the final state was delivered."""
-        feed = self._source().feed
-        if feed is None or not feed.remove(fn, Callback):
+        if not any(feed.remove_callback(fn, Callback) for feed in self._source().feeds):
             raise ValueError(f"{fn!r} is not a progress callback of this")
 
     def add_log_callback(self, fn: LogCallback) -> None:
@@ -95,12 +83,11 @@ class Watchable:
         """
         if not callable(fn):
             raise TypeError(f"a log callback must be callable, not {type(fn).__name__}")
-        self._add(Reader(fn))
+        self._add(LogReader(fn))
 
     def remove_log_callback(self, fn: LogCallback) -> None:
         """Undo one `add_log_callback(fn)`; ValueError if there is none, or if the last text was delivered."""
-        feed = self._source().feed
-        if feed is None or not feed.remove(fn, Reader):
+        if not any(feed.remove_callback(fn, LogReader) for feed in self._source().feeds):
             raise ValueError(f"{fn!r} is not a log callback of this")
 
     def add_tqdm_callback(
@@ -123,7 +110,8 @@ class Watchable:
         if triggers is not None and trigger is not None:
             raise TypeError("trigger is another name for triggers: give one of them")
         with SigintDeferred():  # nobody would close a bar that is made and not added
-            self._add(TqdmBar(tqdm_cls, init_kwargs, triggers if trigger is None else trigger, self))
+            view = self._source().view()
+            self._add(TqdmBar(tqdm_cls, init_kwargs, triggers if trigger is None else trigger, view))
 
     def add_rich_callback(self, progress: "Progress", **fields: Any) -> None:
         """Show the progress in a row of `progress`, a `rich.progress.Progress` that the caller starts and stops.
@@ -133,7 +121,18 @@ class Watchable:
         """
         from ._richbars import RichBar
 
-        self._add(RichBar(progress, fields, self))
+        self._add(RichBar(progress, fields, self._source().view()))
+
+    def add_sink(self, sink: Sink) -> None:
+        """Have a `Sink` of your own told what there is to tell, like a progress callback. TypeError if it is none."""
+        if not isinstance(sink, Sink):
+            raise TypeError(f"a sink must be a Sink, not {type(sink).__name__}")
+        self._add(sink)
+
+    def remove_sink(self, sink: Sink) -> None:
+        """Undo `add_sink(sink)`; ValueError if it is not there, or if it was closed."""
+        if not any(feed.remove(sink) for feed in self._source().feeds):
+            raise ValueError(f"{sink!r} is not a sink of this")
 
     def states(self: Followed[S], interval: float = INTERVAL) -> States[S]:
         """Follow the progress: `for state in states()`, in an event loop `async for state in states()`.
@@ -148,14 +147,13 @@ class Watchable:
         """
         return States(self, interval)
 
-    def _add(self, listener: Listener) -> None:
+    def _add(self, sink: Sink) -> None:
         source = self._source()
-        # In one step, and without a lock: somebody else may fork, or a signal handler add a callback, too.
-        feed: Feed = vars(source).setdefault("feed", Feed(source))
+        feed = Feed.of(source)
         for board in source.boards:
             board.watch()
-        feed.add(listener)
-        if listener.hear and feed.begins_to_hear():
+        feed.add(sink)
+        if listens(sink) and feed.begins_to_hear():
             source.listen(feed)
         if source.finished or self.done():  # a task keeps its final state a moment before its future is done
             for board in source.boards:
@@ -185,12 +183,6 @@ class ProgressFuture(Watchable, Future[T], Coroutine[Any, Any, T]):
 
     def _source(self) -> Task:
         return self._task
-
-    def _since(self) -> float | None:
-        return self._task.since()
-
-    def _until(self) -> float | None:
-        return self._task.ended_at
 
     @property
     def state(self) -> ProgressState:
@@ -355,7 +347,7 @@ class ProgressFuture(Watchable, Future[T], Coroutine[Any, Any, T]):
         super().add_done_callback(fn)
 
     def _deliver_in(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._task.feed is not None:
+        if self._task.feeds:
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(self._deliver)
 
@@ -390,7 +382,7 @@ class ProgressFuture(Watchable, Future[T], Coroutine[Any, Any, T]):
         `done()`) or if a deadline has passed, RuntimeError in a progress callback of this very future while it is not done.
         """
         try:
-            if (self._state in UNDONE or self._task.feed is not None) and not self._wait(timeout):
+            if (self._state in UNDONE or self._task.feeds) and not self._wait(timeout):
                 raise TimeoutError
             if self._state == FINISHED and self._exception is None:
                 return self._result  # type: ignore[return-value]  # a done future changes no more: no need for its lock
@@ -403,7 +395,7 @@ class ProgressFuture(Watchable, Future[T], Coroutine[Any, Any, T]):
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What the task raised, None if it returned; waits and raises like `result`."""
         try:
-            if (self._state in UNDONE or self._task.feed is not None) and not self._wait(timeout):
+            if (self._state in UNDONE or self._task.feeds) and not self._wait(timeout):
                 raise TimeoutError
             if self._state == CANCELLED_AND_NOTIFIED:
                 raise self._cancellation()
@@ -418,7 +410,7 @@ class ProgressFuture(Watchable, Future[T], Coroutine[Any, Any, T]):
         waits = self._state in UNDONE or not _calling_back.now
         try:
             if self._state in UNDONE:
-                if task.feed is not None and task.feed.delivering_here:
+                if any(feed.delivering_here for feed in task.feeds):
                     raise RuntimeError("a progress callback cannot wait for the future that it watches")
                 for pause in waiting(timeout):
                     if task.lazy:
@@ -434,17 +426,16 @@ class ProgressFuture(Watchable, Future[T], Coroutine[Any, Any, T]):
             done = self._state not in UNDONE  # before the last delivery: what ends after it has not been told
             if waits:
                 task.board.pump()  # what has ended before is told before
-            if task.feed is not None:
-                self._deliver(waits)
+            self._deliver(waits)
             return done
         finally:
             self = None  # type: ignore[assignment]
 
     def _deliver(self, waits: bool = True) -> None:
         task = self._task
-        feed = task.feed
-        if feed is not None and feed.driven_by(threading.get_ident(), waits):
-            task.board.deliver(feed)
+        for feed in task.feeds:
+            if feed.driven_by(threading.get_ident(), waits):
+                task.board.deliver(feed)
 
     # asyncio
 

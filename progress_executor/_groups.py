@@ -7,7 +7,7 @@ import sys
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable, Coroutine, Generator, Iterable
+from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from time import time
@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from ._following import Alarm
 from ._futures import UNDONE, ProgressFuture, Watch, Watchable, check_message, message_of
 from ._interrupts import SafeCondition, call_each
-from ._monitor import INTERVAL, Board, Feed, Listener, Ticker, waiting
+from ._monitor import INTERVAL, Board, Feed, Ticker, waiting
+from ._sinks import Sink, View
 from ._state import CANCELLED, DONE, FAILED, PAUSED, PENDING, RUNNING, GroupState, ProgressState
 from ._tasks import Task
 
@@ -33,7 +34,7 @@ class ProgressGroup(Watchable, Generic[T]):
     TypeError for what is no future of this library's executors.
     """
 
-    feed: Feed | None = None
+    feeds: Sequence[Feed] = ()
     ticker: Ticker | None = None
     interval = INTERVAL
     _began: float | None = None
@@ -83,10 +84,10 @@ class ProgressGroup(Watchable, Generic[T]):
             alarm.ring()
 
     def _leave_to_be_told(self) -> None:
-        feed = self.feed
-        if feed is not None and not feed.empty:
-            for board in self.boards:
-                board.ended[feed] = None
+        for feed in self.feeds:
+            if not feed.empty:
+                for board in self.boards:
+                    board.ended[feed] = None
 
     def _count_ended(self) -> "_Sums":
         """The sums over all that have ended. Takes effect in one store: Ctrl-C leaves nothing counted by half."""
@@ -161,14 +162,11 @@ class ProgressGroup(Watchable, Generic[T]):
                 self._paused_at, self._stood = None, stood
             return None if began is None else began + stood
 
-    def _until(self) -> float | None:
-        return self._last_end
-
-    @staticmethod
-    def _describe(state: GroupState) -> str:
-        counts = [(state["running"], PAUSED if state["status"] == PAUSED else RUNNING)]
-        counts += [(state[name], name) for name in (PENDING, DONE, FAILED, CANCELLED)]
-        return ", ".join(f"{count} {name}" for count, name in counts if count)
+    def view(self) -> View:
+        state, since = self.snapshot(), self._since()
+        counts = {name: state[name] for name in (PENDING, RUNNING, DONE, FAILED, CANCELLED)}
+        paused = 0.0 if since is None or self._began is None else since - self._began
+        return View(state["n"], state["total"], state["status"], self._began, self._last_end, paused, counts)
 
     @property
     def speakers(self) -> tuple[Task, ...]:
@@ -179,8 +177,8 @@ class ProgressGroup(Watchable, Generic[T]):
         for task in self.parts:
             task.listen(feed)
 
-    def _add(self, listener: Listener) -> None:
-        super()._add(listener)
+    def _add(self, sink: Sink) -> None:
+        super()._add(sink)
         for board in self.boards:
             board.groups.add(self)
         if self.finished:  # meanwhile
@@ -266,12 +264,12 @@ class ProgressGroup(Watchable, Generic[T]):
             self = None  # type: ignore[assignment]  # see `ProgressFuture.result`
 
     def _wait(self, timeout: float | None) -> bool:
-        if not self.finished and self.feed is not None and self.feed.delivering_here:
+        if not self.finished and any(feed.delivering_here for feed in self.feeds):
             raise RuntimeError("a progress callback cannot wait for the group that it watches")
         waited_for = {self, *self.parts}
         lazy = [task for task in self._undone.copy() if task.lazy]
-        if lazy and self.feed is not None:
-            self.feed.settle_here()  # where they run now, and push their progress
+        for feed in self.feeds if lazy else ():
+            feed.settle_here()  # where they run now, and push their progress
         ran = False
         for pause in waiting(timeout):
             if lazy and not self.finished and (pause or not ran):  # none begins when the time is over

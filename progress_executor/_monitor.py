@@ -12,20 +12,17 @@ import os
 import threading
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from time import monotonic
 from typing import Any, Protocol
 
 from ._interrupts import SafeCondition
-from ._state import PENDING, ProgressState
+from ._sinks import Callback, LogReader, ScreenSink, SharedMessage, Sink, View, listens
 
 INTERVAL = 0.1
 """Seconds between two calls of a callback, unless `check_for_progress` was given another interval."""
 
 logger = logging.getLogger("progress_executor")
-
-ProgressCallback = Callable[[ProgressState, ProgressState], object]
-LogCallback = Callable[[str], object]
 
 KEPT = 100_000
 """How many texts are kept here that nobody delivers, the last ones: a group's, say, when a member of it is waited for."""
@@ -35,22 +32,10 @@ _HARMLESS = Exception, asyncio.CancelledError, GeneratorExit
 """What a callback may raise without harm to anybody else; what it raises beyond is for who waits."""
 
 
-class Said:
-    """A text that a task has said; one object for all who are told it."""
-
-    __slots__ = ("places", "text", "told")
-
-    def __init__(self, text: str) -> None:
-        self.text: str = text
-        self.told: bool = False
-        self.places: list[object] = []
-        """Where it is shown: once on each terminal, however many bars stand there."""
-
-
 class Source(Protocol):
     """What a feed needs of its task, or of its group of tasks."""
 
-    feed: "Feed | None"
+    feeds: "Sequence[Feed]"
     ticker: "Ticker | None"
     interval: float
 
@@ -62,7 +47,7 @@ class Source(Protocol):
     def speakers(self) -> "Iterable[Runnable]": ...
     @property
     def finished(self) -> bool: ...
-    def snapshot(self) -> ProgressState: ...
+    def view(self) -> View: ...
     def listen(self, feed: "Feed") -> None: ...
 
 
@@ -85,81 +70,6 @@ class Runnable(Source, Protocol):
     @property
     def unheard(self) -> bool: ...
     def pass_on(self) -> None: ...
-
-
-class Listener(Protocol):
-    """Who is told the states of a task: at every delivery, whether they have changed or not, and at last the final one."""
-
-    @property
-    def hidden(self) -> bool:
-        """Whether it can do without states for now, but for the final one.
-
-        Asked in place of every delivery, so that nobody has to read the state; whatever else is due then is its own affair.
-        """
-        ...
-
-    def tell(self, state: ProgressState, ended: bool) -> None: ...
-
-    @property
-    def hear(self) -> Callable[[Said], None] | None:
-        """What is told each text that the task says, before the state; None if that is not for this listener."""
-        ...
-
-
-class Watched(Protocol):
-    """What a listener that draws needs of its future or group."""
-
-    @property
-    def state(self) -> ProgressState: ...
-    def _since(self) -> float | None: ...
-    def _until(self) -> float | None: ...
-    def _describe(self, state: Any) -> str: ...
-
-
-class Callback:
-    """The listener that calls `fn(old_state, new_state)` when the state has changed."""
-
-    __slots__ = ("_told", "called_last", "fn")
-
-    hidden = False
-    hear = None
-
-    def __init__(self, fn: ProgressCallback) -> None:
-        self.fn: ProgressCallback = fn
-        self._told = ProgressState(n=0, total=None, status=PENDING)
-        self.called_last: bool = False
-
-    def tell(self, state: ProgressState, ended: bool) -> None:
-        if ended or state != self._told:
-            old, self._told, new = self._told, state.copy(), state.copy()
-            self.called_last = ended
-            self.fn(old, new)
-
-    def calls_like(self, other: Listener) -> bool:
-        """Whether `other` calls the same function."""
-        return isinstance(other, Callback) and other.fn == self.fn
-
-    def __repr__(self) -> str:
-        return repr(self.fn)
-
-
-class Reader:
-    """The listener that calls `fn(text)` with each text that the task says."""
-
-    __slots__ = ("fn",)
-
-    hidden = True
-
-    def __init__(self, fn: LogCallback) -> None:
-        self.fn: LogCallback = fn
-
-    def tell(self, state: ProgressState, ended: bool) -> None: ...
-
-    def hear(self, said: Said) -> None:
-        self.fn(said.text)
-
-    def __repr__(self) -> str:
-        return repr(self.fn)
 
 
 class _Afterwards(threading.local):
@@ -186,25 +96,39 @@ afterwards = _Afterwards()
 
 
 class Feed:
-    """The listeners of one future, or of one group."""
+    """The sinks that one thread has added to one future, or to one group."""
 
     def __init__(self, task: Source) -> None:
         self.task = task
         self.settle_here()
-        self._listeners: list[Listener] = []
-        self.said: deque[Said] = deque(maxlen=KEPT)
-        self._deaf = [True]  # empty once it had a listener that hears: a list, as to pop it is one step
+        self._sinks: dict[int, Sink] = {}  # by identity, in order
+        self.said: deque[SharedMessage] = deque(maxlen=KEPT)
+        self._deaf = [True]  # empty once it had a sink that listens: a list, as to pop it is one step
         self._lock = threading.RLock()  # a signal handler may wait for something, too
         self._deliverer: int | None = None
         self._due = 0.0
+
+    @classmethod
+    def of(cls, task: Source) -> "Feed":
+        """The one of this thread, which is made if there is none. Without a lock: somebody else may fork."""
+        for feed in task.feeds:
+            if feed.is_of_this_thread:
+                return feed
+        feed = cls(task)
+        vars(task).setdefault("feeds", []).append(feed)
+        return feed
+
+    @property
+    def is_of_this_thread(self) -> bool:
+        return self._home_thread is threading.current_thread()
 
     def settle_here(self) -> None:
         """From now on it is this thread whose waiting delivers, if no event loop watches."""
         self._home = threading.get_ident()
         self._home_thread = threading.current_thread()
 
-    def add(self, listener: Listener) -> None:
-        self._listeners.append(listener)
+    def add(self, sink: Sink) -> None:
+        self._sinks[id(sink)] = sink
 
     def begins_to_hear(self) -> bool:
         """Have it hear, from now on; whether its tasks are to be told of it: only the first time."""
@@ -213,18 +137,23 @@ class Feed:
         except IndexError:
             return False
 
-    def remove(self, fn: Callable[..., object], kind: type[Callback] | type[Reader]) -> bool:
-        """Remove a listener of this kind that calls `fn`; False if there is none."""
-        for listener in self._listeners:
-            if isinstance(listener, kind) and listener.fn == fn:
-                self._listeners.remove(listener)
-                return True
-        return False
+    def remove(self, sink: Sink) -> bool:
+        """Whether it was there."""
+        return self._sinks.pop(id(sink), None) is not None
+
+    def remove_callback(self, fn: Callable[..., object], kind: type[Callback] | type[LogReader]) -> bool:
+        """Remove a sink of this kind that calls `fn`; False if there is none."""
+        found = (sink for sink in self.sinks if isinstance(sink, kind) and sink.fn == fn)
+        return any(self.remove(sink) for sink in found)
+
+    @property
+    def sinks(self) -> tuple[Sink, ...]:
+        return tuple(self._sinks.values())
 
     @property
     def empty(self) -> bool:
         """Whether there is nobody to tell; after the end, whether everybody has been told."""
-        return not self._listeners and self._deliverer is None
+        return not self._sinks and self._deliverer is None
 
     @property
     def delivering_here(self) -> bool:
@@ -251,18 +180,18 @@ class Feed:
         if not now and not self.task.finished:
             if monotonic() < self._due:
                 return
-            for listener in self._listeners:
-                if not listener.hidden:
+            for sink in self.sinks:
+                if not sink.idle:
                     break
             else:
                 if self._deaf or not self._something_said():
                     return
         # Until nothing is left that another thread has not told, because this one was still about to be done.
         try:
-            while self._deliver_alone() and self.task.finished and self._listeners:
+            while self._deliver_alone() and self.task.finished and self._sinks:
                 pass
         except BaseException:
-            if self.task.finished and self._listeners:
+            if self.task.finished and self._sinks:
                 self._deliver_alone()
             raise
 
@@ -285,27 +214,29 @@ class Feed:
     def _something_said(self) -> bool:
         return bool(self.said) or any(task.unheard for task in self.task.speakers)
 
-    def _anybody_hears(self) -> bool:
+    def _anybody_listens(self) -> bool:
         """Else it is kept for one that is added."""
-        return any(listener.hear for listener in self._listeners)
+        return any(map(listens, self.sinks))
 
     def _tell_said(self) -> None:
         """Tell what was said until now, and not what is said meanwhile: a task may say more than is ever told."""
-        if not self._anybody_hears():
+        if not self._anybody_listens():
             return
         for task in self.task.speakers:
             task.pass_on()
         for _ in range(len(self.said)):
-            if not self._anybody_hears():  # any more: one may remove itself
+            if not self._anybody_listens():  # any more: one may remove itself
                 return
-            said = self.said.popleft()
+            message = self.said.popleft()
             interrupt = None
-            for listener in tuple(self._listeners):
-                hear = listener.hear
-                if hear is not None and listener in self._listeners:
-                    said.told = True
+            for sink in self.sinks:
+                if id(sink) in self._sinks and listens(sink):
+                    message.told = True
                     try:
-                        _let_hear(listener, hear, said)
+                        if isinstance(sink, ScreenSink):
+                            _call(sink, sink.show, message)
+                        else:
+                            _call(sink, sink.message, message.kind, message.payload)
                     except BaseException as error:
                         interrupt = error  # when all have been told: it does not come again
             if interrupt is not None:
@@ -315,54 +246,51 @@ class Feed:
         finished = self.task.finished
         if not self._deaf:
             self._tell_said()
-        state = self.task.snapshot()
+        view = self.task.view()
         if finished:
-            self._conclude(state)
-        elif not self.task.finished:  # else it ended in between, and this state may be the final one
+            self._conclude(view)
+        elif not self.task.finished:  # else it ended in between, and this view may be the final one
             self._due = monotonic() + self.task.interval
-            for listener in tuple(self._listeners):
-                if listener in self._listeners:
-                    _tell(listener, state, False)
+            for sink in self.sinks:
+                if id(sink) in self._sinks:
+                    _call(sink, sink.update, view)
 
-    def _conclude(self, state: ProgressState) -> None:
-        known = self._listeners.copy()
-        while listeners := tuple(self._listeners):
-            for listener in listeners:
+    def _conclude(self, view: View) -> None:
+        known = self._sinks.copy()
+        while sinks := self.sinks:
+            for sink in sinks:
                 try:
-                    self._listeners.remove(listener)  # before the call: once is once, whatever the callback does
-                    if listener not in known:  # added by a callback
-                        if isinstance(listener, Callback) and any(listener.calls_like(other) for other in known):
+                    # Before the call: once is once, whatever the callback does; and somebody else may be faster.
+                    if not self.remove(sink):
+                        continue
+                    if id(sink) not in known:  # added by a callback
+                        if isinstance(sink, Callback) and sink.fn in _functions(known):
                             continue  # and by itself: it would never end
-                        known.append(listener)
-                    _tell(listener, state, True)
-                except ValueError:  # of `remove`: somebody else was faster
-                    pass
+                        known[id(sink)] = sink
+                    _call(sink, sink.close, view)
                 except BaseException:
                     # Ctrl-C, perhaps before the call, and nobody would ever close this bar. It may be told twice; not so
                     # a callback, which may have raised this itself.
-                    if not isinstance(listener, Callback) or not listener.called_last:
-                        self._listeners.insert(0, listener)
+                    if not isinstance(sink, Callback) or not sink.called_last:
+                        self.add(sink)
                     raise
 
     def close_bars(self) -> None:
-        """Have all that is shown end as it stands; the callbacks are still to be told the end."""
-        for listener in tuple(self._listeners):
-            if not isinstance(listener, Callback):
-                _tell(listener, self.task.snapshot(), True)
+        """Have all that is shown end as it stands; the others are still to be told the end."""
+        for sink in self.sinks:
+            if isinstance(sink, ScreenSink):
+                _call(sink, sink.close, self.task.view())
 
 
-def _tell(listener: Listener, state: ProgressState, ended: bool) -> None:
+def _functions(sinks: dict[int, Sink]) -> list[Callable[..., object]]:
+    return [sink.fn for sink in sinks.values() if isinstance(sink, Callback)]
+
+
+def _call(sink: Sink, method: Callable[..., object], *args: Any) -> None:
     try:
-        listener.tell(state, ended)
+        method(*args)
     except _HARMLESS:
-        logger.exception("progress callback %r raised", listener)
-
-
-def _let_hear(listener: Listener, hear: Callable[[Said], None], said: Said) -> None:
-    try:
-        hear(said)
-    except _HARMLESS:
-        logger.exception("log callback %r raised", listener)
+        logger.exception("%s callback %r raised", "log" if method.__name__ in ("message", "show") else "progress", sink)
 
 
 class Board:
@@ -415,11 +343,10 @@ class Board:
         thread = threading.get_ident()
         try:
             for source in (*self.running.copy(), *self.groups.copy()):  # not tuple(): a task may start meanwhile
-                feed_ = source.feed
-                if feed_ is not None:
+                for feed in source.feeds:
                     waits = source in waited_for
-                    if (waits or not nested) and feed_.driven_by(thread, waits):
-                        feed_.deliver()
+                    if (waits or not nested) and feed.driven_by(thread, waits):
+                        feed.deliver()
             for feed in self.ended.copy():
                 waits = feed.task in waited_for
                 if everyone or ((waits or not nested) and (feed.empty or feed.driven_by(thread, waits))):
@@ -439,10 +366,9 @@ class Board:
 
     def close_bars(self) -> None:
         """Have all bars end as they stand: whoever should wait for the end of their tasks does not."""
-        feeds = [source.feed for source in (*self.running.copy(), *self.groups.copy())]
+        feeds = [feed for source in (*self.running.copy(), *self.groups.copy()) for feed in source.feeds]
         for feed in (*self.ended.copy(), *feeds):
-            if feed is not None:
-                feed.close_bars()
+            feed.close_bars()
         afterwards.run()
 
     def _conclude(self, feed: Feed) -> None:
@@ -554,9 +480,7 @@ class Ticker:
             for board in {*self._watched, *(board for source in sources for board in source.boards)}:
                 board.pump(waited_for=waited_for)
             self._abandoned = {
-                source
-                for source in self._abandoned
-                if not source.finished or (source.feed is not None and not source.feed.empty)
+                source for source in self._abandoned if not source.finished or not all(feed.empty for feed in source.feeds)
             }
         finally:  # a callback may have been hit by Ctrl-C
             if self._watched or self._abandoned or self._followed:

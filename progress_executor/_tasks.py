@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import inspect
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from time import time
@@ -17,8 +17,9 @@ from weakref import WeakKeyDictionary
 
 from ._ambient import current
 from ._interrupts import SigintDeferred
-from ._messages import LOST, Message, Sender
-from ._monitor import INTERVAL, KEPT, Board, Feed, Said, Ticker
+from ._messages import LOG, LOST, Message, Sender
+from ._monitor import INTERVAL, KEPT, Board, Feed, Ticker
+from ._sinks import SharedMessage, View
 from ._slots import LAST_TRIES, Slot
 from ._speedups import Updater
 from ._speedups._layout import OPEN_BYTE
@@ -61,7 +62,7 @@ class Task:
     was_paused = False  # whether it ever was: else nobody need ask for how long
     overdue: str | None = None
     """Which deadline has passed, if it is for that it was asked to stop: written before `cancel_requested`."""
-    feed: Feed | None = None
+    feeds: Sequence[Feed] = ()
     ticker: Ticker | None = None
     interval = INTERVAL
     started_at: float | None = None
@@ -76,7 +77,7 @@ class Task:
     """Who is told what it says."""
     _sender: Sender | None = None  # made when it says something
     _unread: deque[Message] | None = None  # what has arrived, until it is passed on
-    _said: deque[Said] | None = None  # what was passed on, until it was told to somebody
+    _said: deque[SharedMessage] | None = None  # what was passed on, until it was told to somebody
     _handing_over = False  # a signal handler that comes meanwhile may deliver, and would add to these
     keeps: object = None
     """Its pool, until it has ended: one that was dropped still replaces workers, and is left at exit."""
@@ -214,10 +215,11 @@ class Task:
         slot = self.slot
         return None if slot is None else slot.pulse
 
-    def since(self) -> float | None:
-        """When it began to run, later by what it stood still: where its clock has 0."""
-        began = self.began()
-        return began if began is None or not self.was_paused else began + self.stood()
+    def view(self) -> View:
+        """What sinks are told."""
+        state = self.snapshot()
+        paused = self.stood() if self.was_paused else 0.0
+        return View(state["n"], state["total"], state["status"], self.began(), self.ended_at, paused)
 
     def start(self, slot: Slot | None, now: float | None) -> bool:
         """It leaves for where it runs, with `slot` for its progress; False if it was cancelled and must not.
@@ -315,7 +317,9 @@ class Task:
         for _ in range(len(unread)):
             kind, payload, size = unread.popleft()
             taken += size
-            said.append(Said(f"[{payload} lost: said faster than they were read]" if kind == LOST else payload))
+            if kind == LOST:
+                kind, payload = LOG, f"[{payload} lost: said faster than they were read]"
+            said.append(SharedMessage(kind, payload))
         if self.slot is not None:
             self.slot.take(taken)
         if self._said is None:
@@ -331,7 +335,7 @@ class Task:
         slot = self.slot  # first, as in `snapshot`
         if self._final is not None:
             return
-        if slot is not None or self.feed is not None:
+        if slot is not None or self.feeds:
             self.ended_at = time()
         if slot is None:
             final = _WITHOUT_PROGRESS[status]
@@ -352,8 +356,8 @@ class Task:
         self.slot = None
         self.outlets = ()
         self.board.running.discard(self)
-        if self.feed is not None:
-            self.board.ended[self.feed] = None
+        for feed in self.feeds:
+            self.board.ended[feed] = None
         self.keeps = None
         self.call = None  # last: it may be what keeps an object alive that does something at its end
 

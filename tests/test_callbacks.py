@@ -305,7 +305,7 @@ def test_what_ends_while_a_thread_is_about_to_be_done_with_delivering_is_told_by
         future = executor.submit(jobs.step_until, gate)
         states = watch(future)
         until(lambda: future.state["n"])
-        feed = future._task.feed
+        (feed,) = future._task.feeds
 
         class LateLock(type(feed._lock)):
             def release(self):
@@ -342,7 +342,7 @@ def test_a_callback_that_ctrl_c_kept_from_being_called_is_told_the_next_time(exe
     concurrent.futures.wait([future]) if isinstance(executor, SyncProgressExecutor) else until(future.done)
     later = watch(future)
     with monkeypatch.context() as patched:
-        patched.setattr(_monitor, "_tell", raiser(KeyboardInterrupt))
+        patched.setattr(_monitor, "_call", raiser(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             future.result()
     assert future.result() == 3
@@ -387,7 +387,7 @@ def test_nested_waits_leave_no_feed_behind(pool):
     until(group.done)
     for future in futures:
         future.result()
-        assert future._task.feed not in pool._board.ended
+        assert future._task.feeds[0] not in pool._board.ended
     assert group.result() == [0, 1, 2, 3]
     assert not pool._board.ended
 

@@ -522,7 +522,7 @@ def test_a_task_that_must_not_start_was_never_running():
         states = watch(future)
         until(future.done)
     assert future.cancelled()
-    assert future._task.since() is None
+    assert future._task.view().since is None
     assert [new["status"] for old, new in states] == ["cancelled"]
 
 

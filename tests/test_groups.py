@@ -512,7 +512,7 @@ def test_a_callback_that_is_added_while_a_group_ends_is_told_once(pool, gate):
     open_gate(gate)
     group.result()
     assert states.count("done") == 1
-    assert group.feed.empty
+    assert group.feeds[0].empty
 
 
 def test_a_group_whose_members_have_ended_is_running_until_it_is_done(pool, gate):

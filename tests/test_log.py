@@ -25,6 +25,7 @@ from progress_executor import (
     SyncProgressExecutor,
     ThreadPoolProgressExecutor,
     _monitor,
+    _sinks,
     _tasks,
 )
 from progress_executor._executors.process import wire
@@ -365,7 +366,7 @@ def test_a_signal_handler_that_delivers_while_another_begins_to_listen_loses_and
     gates = [str(tmp_path / name) for name in "ab"]
     interruptions = []
 
-    class Interrupting(_monitor.Said):
+    class Interrupting(_sinks.SharedMessage):
         @property
         def told(self):
             if not interruptions:
@@ -381,7 +382,7 @@ def test_a_signal_handler_that_delivers_while_another_begins_to_listen_loses_and
         future.add_log_callback(lambda text: None)
         until(lambda: future._task.unheard)
         future._task.pass_on()
-        future._task._said[0] = Interrupting("one")
+        future._task._said[0] = Interrupting(LOG, "one")
         open_gate(gates[0])
         until(lambda: future._task.unheard)
         before = signal.signal(signal.SIGUSR1, lambda *_: future._task.pass_on())
@@ -423,7 +424,7 @@ def test_a_group_of_many_that_have_spoken_is_listened_to_at_once(executor):
         __hash__ = object.__hash__
 
     for future in futures:
-        future._task._said = tuple(Counted(said.text) for said in future._task._said)
+        future._task._said = tuple(Counted(said.kind, said.payload) for said in future._task._said)
     told = said_by(group)
     group.result()
     assert len(told) == 1000
@@ -561,7 +562,7 @@ def test_any_object_may_be_a_message(tmp_path):
     with ProcessPoolProgressExecutor(1) as executor:
         future = executor.submit(jobs.send_objects)
         future.result()
-        assert [said.text for said in future._task._said] == [{"a": (1, 2.5)}, None, b"x" * 100_000]
+        assert [said.payload for said in future._task._said] == [{"a": (1, 2.5)}, None, b"x" * 100_000]
 
 
 def test_in_the_calling_thread_much_is_said_and_nothing_lost_nor_are_more_states_told():

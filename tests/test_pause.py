@@ -119,21 +119,21 @@ def test_a_thread_that_outlives_a_paused_task_does_not_stand_for_ever(each_pool,
 
 def test_the_clock_of_a_task_that_only_checks_stands_while_it_does(each_pool, gate):
     future = each_pool.submit(jobs.check_until, gate)
-    until(lambda: future._since() is not None)
+    until(lambda: future._source().view().since is not None)
     stand_still(future)
     time.sleep(0.5)
     future.resume()
     until(lambda: future.state["status"] == "running")
-    since = future._since()
+    since = future._source().view().since
     assert since - future._task.began() > 0.4
     open_gate(gate)
     future.result(DEADLINE)
-    assert abs(future._since() - since) < 0.2
+    assert abs(future._source().view().since - since) < 0.2
 
 
 def test_what_is_to_stop_is_not_paused(each_pool, gate):
     future = each_pool.submit(jobs.wait_for, gate)
-    until(lambda: future._since() is not None)
+    until(lambda: future._source().view().since is not None)
     future.cancel()
     future.pause()
     assert not future.paused
@@ -236,15 +236,15 @@ def test_the_time_of_a_task_stands_while_it_does(each_pool, gate):
     future = each_pool.submit(jobs.step_until, gate)
     until(lambda: future.state["n"] > 0)
     stand_still(future)
-    before = time.time() - future._since()
+    before = time.time() - future._source().view().since
     time.sleep(0.5)
-    assert abs(time.time() - future._since() - before) < 0.2
+    assert abs(time.time() - future._source().view().since - before) < 0.2
     future.resume()
     until(lambda: future.state["status"] == "running")
-    since = future._since()
+    since = future._source().view().since
     open_gate(gate)
     future.result()
-    assert abs(future._since() - since) < 0.2
+    assert abs(future._source().view().since - since) < 0.2
 
 
 def test_all_threads_of_a_task_stand_still(each_pool, gate):
@@ -326,19 +326,19 @@ def test_a_group_stands_still_as_a_whole(each_pool, gate):
     assert group.paused
     until(lambda: all(future.state["status"] == "paused" for future in group.futures))
     assert group.state["status"] == "paused"
-    assert group._describe(group.state) == "2 paused"
-    n, since = group.state["n"], group._since()
+    assert group._source().view().described() == "2 paused"
+    n, since = group.state["n"], group._source().view().since
     time.sleep(0.3)
     assert group.state["n"] == n
-    assert group._since() - since > 0.2
+    assert group._source().view().since - since > 0.2
     assert group.resume()
     assert not group.paused
     until(lambda: group.state["n"] > n)
-    assert group._since() - since > 0.2
-    since = group._since()
+    assert group._source().view().since - since > 0.2
+    since = group._source().view().since
     open_gate(gate)
     group.result()
-    assert group._since() == since
+    assert group._source().view().since == since
     assert not group.pause()
 
 
@@ -366,7 +366,7 @@ def test_the_time_for_which_a_group_was_paused_before_it_began_is_not_taken_off(
         until(lambda: group.state["status"] == "paused")
         group.resume()
         until(lambda: group.state["n"])
-        assert 0 <= group._since() - group._began < 0.3
+        assert 0 <= group._source().view().since - group._began < 0.3
         busy.result()
         group.cancel()
 
@@ -382,7 +382,7 @@ def test_the_clock_of_a_group_that_ends_while_it_stands_ends_there(gate):
         until(group.done)
         time.sleep(0.7)
         assert group.state["status"] == "cancelled"
-        assert group._until() - group._since() > 0.4
+        assert group._until() - group._source().view().since > 0.4
 
 
 def test_a_group_whose_members_were_resumed_one_by_one_is_not_paused(gate):
@@ -394,9 +394,9 @@ def test_a_group_whose_members_were_resumed_one_by_one_is_not_paused(gate):
         group.futures[0].resume()
         assert not group.paused
         until(lambda: group.state["status"] == "running")
-        since = group._since()
+        since = group._source().view().since
         time.sleep(0.05)
-        assert group._since() == since
+        assert group._source().view().since == since
         group.resume()
         open_gate(gate)
 

@@ -70,8 +70,8 @@ class SyncTask(Task):
     def push(self, now: bool) -> None:
         # Threads of the task may count, but callbacks are called in the thread that waits.
         if self.board.watched and self.thread == threading.get_ident():
-            if self.feed is not None:
-                self.feed.deliver(now)
+            for feed in self.feeds:
+                feed.deliver(now)
             self.board.pump()
 
     @property
