@@ -37,7 +37,8 @@ def _on_dask(workers: int, scheduler: str | None) -> Iterator[ProgressExecutor]:
 
     from ._executors.dask import DaskProgressExecutor, local_client
 
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # of a lost scheduler `main` tells, in one line
+    for name in ("distributed", "distributed.client"):  # each has a level of its own
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # of a lost scheduler `main` tells, in one line
     if scheduler is None:
         # A worker of an old Dask may complain in many lines that its cluster is closed while it has something to do.
         client = local_client(n_workers=workers, threads_per_worker=1, silence_logs=logging.CRITICAL)
