@@ -3,10 +3,11 @@
 import asyncio
 import contextlib
 import logging
+import sys
 import threading
 from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
 from concurrent.futures import BrokenExecutor, CancelledError, Future, InvalidStateError
-from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING
+from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING, RUNNING, _AcquireFutures
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from . import _state as status
@@ -34,6 +35,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
+_RELEASE_ALL = _AcquireFutures.__exit__.__code__
+
 UNDONE = (PENDING, RUNNING)
 """The states of a future that has no outcome yet."""
 
@@ -45,6 +48,24 @@ class _CallingBack(threading.local):
 
 
 _calling_back = _CallingBack()
+
+
+class _Condition(SafeCondition):  # type: ignore[misc]  # as SafeCondition itself
+    """The condition of a future.
+
+    `concurrent.futures.wait` and `as_completed` acquire those of all their futures, and release them. Then is the time to
+    tell what had ended before: they wait for none that is done.
+    """
+
+    def release(self) -> None:
+        super().release()
+        frame = sys._getframe(1)
+        if frame.f_code is _RELEASE_ALL:
+            futures = frame.f_locals["self"].futures
+            if futures[-1]._condition is self and not _calling_back.now:
+                tasks = {future._task for future in futures if isinstance(future, ProgressFuture) and future._task.feeds}
+                for board in {task.board for task in tasks if task.finished}:
+                    board.pump(waited_for=tasks)
 
 
 class Watchable:
@@ -169,7 +190,7 @@ class ProgressFuture(Watchable, Future[T], Coroutine[Any, Any, T]):
 
     def __init__(self, task: Any) -> None:  # a Task: only executors make futures, and it is not part of the public types
         # What the base class would set, without its condition: to make that, and throw it away, is a fifth of a submit.
-        self._condition: threading.Condition = SafeCondition()
+        self._condition: threading.Condition = _Condition()
         self._state = PENDING
         self._result = self._exception = None
         self._waiters: list[Any] = _Waiters(task)

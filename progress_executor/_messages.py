@@ -24,6 +24,10 @@ PATIENCE = 1.0
 Message = tuple[str, Any, int]
 
 
+def _nothing(*_: object) -> None:
+    pass
+
+
 class Sender:
     """Sends what one task says; its threads share it.
 
@@ -35,7 +39,7 @@ class Sender:
         """`deliver` makes room, where who says something is who delivers."""
         self._slot: Slot | None = slot
         self._send = send
-        self._deliver = deliver
+        self._deliver: Callable[[], object] | None = deliver
         self._lock = RLock()
         self._waiting: deque[Message] = deque()
         self._sending = False
@@ -64,6 +68,7 @@ class Sender:
         with self._lock:
             self._tell_lost()
             self._slot = None
+            self._send = self._deliver = _nothing  # they may lead back to what has this
 
     def leave(self) -> None:
         """In a forked child, in which nobody gives the lock back: send nothing any more."""

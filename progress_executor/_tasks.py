@@ -189,6 +189,8 @@ class Task:
     def _updater(self) -> Updater:
         """For a function that takes no progress, made when what it calls asks for one: few do, and to make it takes time."""
         with self.board.lock:  # threads of the task may ask at once
+            if self._final is not None:
+                return Updater()
             if self._asked is None:
                 slot = Slot()
                 slot.start(time() if self.started_at is None else self.started_at)
@@ -353,7 +355,7 @@ class Task:
             slot.pause(False)  # nobody can have its threads go on any more
         if self.outlets and slot is not None:
             slot.listen(False)  # nor make room for what they say
-        self.slot = None
+        self.slot = self._asked = None
         self.outlets = ()
         self.board.running.discard(self)
         for feed in self.feeds:

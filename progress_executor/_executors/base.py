@@ -180,6 +180,14 @@ class ProgressExecutor(Executor):
 
         return values()
 
+    def poll(self) -> None:
+        """Deliver what is due to this thread, and return at once: for who does not wait, as a GUI's timer.
+
+        Callbacks, sinks and bars that this thread has added, to any future or group of this executor, are told what they
+        would be told if it waited. A SyncProgressExecutor runs nothing.
+        """
+        self._board.pump()
+
     @abstractmethod
     def _enqueue(self, call: Call) -> ProgressFuture[Any]: ...
 

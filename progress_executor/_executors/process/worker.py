@@ -62,8 +62,9 @@ class _Running:
         """Threads that outlive the task count for nobody from now on: the slot is the next one's."""
         with _lock:
             self._slot = None
-            if self.updater is not None:
-                self.updater._detach()
+            updater, self.updater = self.updater, None  # it leads back here
+            if updater is not None:
+                updater._detach()
         if self._sender is not None:
             self._sender.end()
 
