@@ -22,12 +22,12 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("tests/test_*.py"))
 VERSIONS = [(3, minor) for minor in range(11, 16)]
-ONCE = [f"tests/test_{subject}.py" for subject in ("cpython", "dask", "examples", "gui", "screen", "typing")]
+ONCE = [f"tests/test_{subject}.py" for subject in ("cpython", "dask", "examples", "screen", "typing")]
 """What knows nothing of the two forms of the hot path, and of versions little: with the newest one only."""
 ON_THE_CALLERS_SIDE = [f"tests/test_{subject}.py" for subject in ("bars", "deadlines", "following", "groups", "rich")]
 """What knows nothing of the two forms, and of versions no more than the oldest and the newest show."""
 ONCE_PER_VERSION = [
-    *(f"tests/test_{subject}.py" for subject in ("build", "demo", "loops", "slots", "updater")),
+    *(f"tests/test_{subject}.py" for subject in ("build", "demo", "gui", "loops", "slots", "updater")),
     *ON_THE_CALLERS_SIDE,
 ]
 """What sees both forms itself, or nothing of them: with the compiled one only."""

@@ -213,3 +213,20 @@ def test_the_executor_on_loky_shows_stops_and_leaves_nothing(tmp_path):
     assert re.search(r"^50 steps$", done.stderr, re.MULTILINE)
     assert re.search(r"100%.*50/50 .*done\]", done.stderr)
     assert not [path for path in tmp_path.iterdir() if not path.name.startswith("joblib")]
+
+
+def test_the_metrics_page_has_the_steps_and_ends_of_all_tasks():
+    command = [sys.executable, str(EXAMPLES / "metrics.py"), "0"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8", env=ENVIRONMENT
+    ) as process:
+        address = re.fullmatch(r"http://(127\.0\.0\.1):(\d+)/metrics\n", process.stdout.readline())
+        assert process.stdout.readline() == "Enter ends it\n"
+        with closing(http.client.HTTPConnection(address[1], int(address[2]), timeout=DEADLINE)) as connection:
+            connection.request("GET", "/metrics")
+            lines = connection.getresponse().read().decode().splitlines()
+        process.communicate("\n")
+    counts = dict(line.rsplit(" ", 1) for line in lines)
+    assert counts["steps_total"] == "150"
+    assert counts['tasks_total{status="done"}'] == "3"
+    assert float(counts["seconds_total"]) > 1.5
