@@ -19,8 +19,8 @@ from progress_executor.adapters import *
 class LokyTask(Task):
     """A task that is loky's; its slot is in a file."""
 
-    def __init__(self, board, call, path):
-        super().__init__(board, call)
+    def __init__(self, monitor, call, path):
+        super().__init__(monitor, call)
         self.path = path
         self.path.write_bytes(EMPTY)
         self.start(slot_in(path), None)
@@ -59,7 +59,7 @@ class LokyProgressExecutor(ProgressExecutor):
         if self._closed:
             raise RuntimeError("cannot schedule new futures after shutdown")
         with tempfile.NamedTemporaryFile(dir=self._folder.name, delete=False) as file:
-            task = LokyTask(self._board, call, Path(file.name))
+            task = LokyTask(self._monitor, call, Path(file.name))
         future = LokyFuture(task)
         self._futures.add(future)
         task.of_loky = self._loky.submit(run, task.path, call)

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from ._interrupts import SigintDeferred
 from ._messages import LOG
-from ._monitor import INTERVAL, afterwards, logger
+from ._monitor import INTERVAL, after_delivery, logger
 from ._sinks import ScreenSink, View
 from ._state import CANCELLED, DONE, drawable, on_one_line, printable
 
@@ -75,7 +75,7 @@ class TqdmBar(ScreenSink):
     def _tell(self, view: View, ended: bool) -> None:
         self._view = view
         if self._screen is not None:
-            afterwards.add(self._screen.draw)
+            after_delivery.add(self._screen.draw)
         now = monotonic()
         if not ended and now < self._drawn_at + (max(_CLOCK, self._pause) if view == self._shown else self._pause):
             return
@@ -111,7 +111,7 @@ class TqdmBar(ScreenSink):
         if self._screen is not None:
             self._screen.texts.append(text)
             self._screen.changed[bar] = None
-            afterwards.add(self._screen.draw)
+            after_delivery.add(self._screen.draw)
         elif self._in_file:
             bar.fp.write(f"{text}\n")
             bar.fp.flush()
@@ -122,7 +122,7 @@ class TqdmBar(ScreenSink):
     def idle(self) -> bool:  # type: ignore[override]
         """Whether the terminal has no row for it, as the screen last drew it; which asks for the state when it gives one."""
         if self._hidden and self._screen is not None:
-            afterwards.add(self._screen.draw)  # which looks whether there is one now
+            after_delivery.add(self._screen.draw)  # which looks whether there is one now
         return self._hidden
 
     def set_hidden(self, hidden: bool) -> None:
@@ -177,7 +177,7 @@ class TqdmBar(ScreenSink):
                     screen.ended.append(bar)
                 else:
                     screen.changed[bar] = None
-                afterwards.add(screen.draw)  # which may have been made just now
+                after_delivery.add(screen.draw)  # which may have been made just now
             elif ended and self._in_file:
                 _write_line(bar)
             elif ended:

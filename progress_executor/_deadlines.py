@@ -13,7 +13,7 @@ from typing import Protocol, cast
 from weakref import WeakKeyDictionary
 
 from ._interrupts import SafeCondition, SigintDeferred
-from ._monitor import INTERVAL, Board, logger
+from ._monitor import INTERVAL, Monitor, logger
 from ._state import PAUSED, ProgressState
 from ._tasks import Task
 
@@ -98,7 +98,7 @@ class _Deadline:
                 return pause, f"the task ran for longer than {self._timeout:.12g} s"
             pause = min(pause, self._timeout - ran)
         if self._stall is not None:
-            state, pulse = task.snapshot(), task.pulse()
+            state, pulse = task.snapshot(), task.change_count()
             if (state, pulse) == self._state:
                 if not task.paused or state["status"] != PAUSED:
                     self._idle += min(elapsed, _LATE)
@@ -122,19 +122,19 @@ class _Deadline:
         if since != self._since:  # or it runs again, as on Dask
             self._since = since
             self._began = now - min(max(time() - since, 0), now - self._looked)
-        return now - self._began - task.stood()
+        return now - self._began - task.paused_seconds()
 
 
 class _Timer:
     """The thread and what it watches. While it sleeps it holds nothing that anybody could miss.
 
-    What is asked of a task is asked without the lock, as it may take that of its board: whoever holds that, a finalizer
+    What is asked of a task is asked without the lock, as it may take that of its monitor: whoever holds that, a finalizer
     there, may set a deadline.
     """
 
     def __init__(self) -> None:
         self._lock = SafeCondition()
-        self._boards: WeakKeyDictionary[Board, WeakKeyDictionary[Task, _Deadline]] = WeakKeyDictionary()
+        self._monitors: WeakKeyDictionary[Monitor, WeakKeyDictionary[Task, _Deadline]] = WeakKeyDictionary()
         self._kills: WeakKeyDictionary[Killable, float] = WeakKeyDictionary()
         self._thread: threading.Thread | None = None
         self.needs_help = False
@@ -144,9 +144,9 @@ class _Timer:
     def set(self, task: Task, deadline: _Deadline | None) -> None:
         with SigintDeferred(), self._lock:
             if deadline is None:
-                self._boards.get(task.board, WeakKeyDictionary()).pop(task, None)
+                self._monitors.get(task.monitor, WeakKeyDictionary()).pop(task, None)
                 return
-            self._boards.setdefault(task.board, WeakKeyDictionary())[task] = deadline
+            self._monitors.setdefault(task.monitor, WeakKeyDictionary())[task] = deadline
             self._wake()
 
     def kill(self, task: Killable, when: float) -> None:
@@ -179,23 +179,23 @@ class _Timer:
         before, self._looked = self._looked, monotonic()
         with self._lock:
             self._news = False
-            for reference in self._boards.keyrefs():
-                board = reference()
-                if board is None:
+            for reference in self._monitors.keyrefs():
+                monitor = reference()
+                if monitor is None:
                     continue
-                deadlines = self._boards[board]
+                deadlines = self._monitors[monitor]
                 if not _any_left(deadlines):
-                    del self._boards[board]
+                    del self._monitors[monitor]
                     continue
                 # Pending tasks cost nothing, however many they are.
-                started = cast("set[Task]", board.running.copy())
+                started = cast("set[Task]", monitor.running.copy())
                 found = [(task, deadlines[task]) for task in started if task in deadlines]
                 running += found
                 if len(found) < len(deadlines):  # the start of the others is to be seen
                     pause = INTERVAL
             due, until_kill = self._due_kills()
             pause = min(pause, until_kill)
-            if not self._boards and not self._kills and not due:
+            if not self._monitors and not self._kills and not due:
                 self._thread = None
                 return None
         for task in due:
@@ -225,11 +225,11 @@ class _Timer:
 
     def _stop(self, task: Task, deadline: _Deadline, passed: str) -> None:
         with self._lock:  # with it, as a deadline that was removed or set again must not pass
-            deadlines = self._boards.get(task.board, WeakKeyDictionary())
+            deadlines = self._monitors.get(task.monitor, WeakKeyDictionary())
             if deadlines.get(task) is not deadline or task.cancel_requested:
                 return
             del deadlines[task]
-            task.overdue = passed
+            task.timeout_message = passed
         try:
             task.request_cancel(passed)
         except Exception:

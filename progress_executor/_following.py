@@ -1,4 +1,4 @@
-"""`States`: the turns of who follows a future or a group, in a `for` loop or an `async for` loop.
+"""`ProgressIterator`: the turns of who follows a future or a group, in a `for` loop or an `async for` loop.
 
 Between two turns nothing anywhere knows of the follower, so that there is nothing to undo when it goes. How it waits is
 the future's and the group's own affair.
@@ -10,7 +10,7 @@ from math import inf
 from time import monotonic
 from typing import Generic, Protocol, Self, TypeVar
 
-from ._monitor import INTERVAL, Source, Ticker
+from ._monitor import INTERVAL, LoopPoller, Source
 from ._state import ProgressState
 from ._tasks import wake_loop
 
@@ -21,16 +21,16 @@ S = TypeVar("S", bound=ProgressState)
 S_co = TypeVar("S_co", bound=ProgressState, covariant=True)
 
 
-class Alarm:
+class DoneWaiter:
     """Rings in the running loop when the future or group in which it is set has ended."""
 
     def __init__(self) -> None:
-        self.rung = asyncio.get_running_loop().create_future()
+        self.woken = asyncio.get_running_loop().create_future()
 
-    def ring(self, _: object = None) -> None:
-        wake_loop(self.rung)
+    def wake(self, _: object = None) -> None:
+        wake_loop(self.woken)
 
-    add_result = add_exception = add_cancelled = ring  # a future tells its waiters so
+    add_result = add_exception = add_cancelled = wake  # a future tells its waiters so
 
 
 class Followed(Protocol[S_co]):
@@ -41,11 +41,11 @@ class Followed(Protocol[S_co]):
     def done(self) -> bool: ...
     def _source(self) -> Source: ...
     def _wait(self, timeout: float | None) -> bool: ...
-    def _set(self, alarm: Alarm) -> None: ...
-    def _unset(self, alarm: Alarm) -> None: ...
+    def _set(self, done_waiter: DoneWaiter) -> None: ...
+    def _unset(self, done_waiter: DoneWaiter) -> None: ...
 
 
-class States(Iterator[S], AsyncIterator[S], Generic[S]):
+class ProgressIterator(Iterator[S], AsyncIterator[S], Generic[S]):
     """What `states()` returns: an iterator, also for `async for`. ValueError if the interval is not positive and finite."""
 
     def __init__(self, followed: Followed[S], interval: float) -> None:
@@ -89,24 +89,24 @@ class States(Iterator[S], AsyncIterator[S], Generic[S]):
             self = followed = None  # type: ignore[assignment]
 
     async def _await_turn(self, followed: Followed[S]) -> S:
-        source, ticker, alarm = followed._source(), Ticker.of_running_loop(), Alarm()
-        ticker.follow(source)
+        source, loop_poller, done_waiter = followed._source(), LoopPoller.of_running_loop(), DoneWaiter()
+        loop_poller.follow(source)
         try:
-            followed._set(alarm)
+            followed._set(done_waiter)
             to_run = [part for part in source.parts if part.to_be_run]
-            for feed in source.feeds if to_run else ():
-                feed.settle_here()  # where they run now, and push their progress
+            for subscription in source.subscriptions if to_run else ():
+                subscription.bind_to_current_thread()  # where they run now, and push their progress
             state = None
             while state is None:
                 if to_run:
-                    await to_run.pop(0).run_in_loop(ticker)
+                    await to_run.pop(0).run_in_loop(loop_poller)
                 else:  # in every turn, also in one that is due: what else is due in the loop comes first
-                    await asyncio.wait([alarm.rung], timeout=self._pause())
+                    await asyncio.wait([done_waiter.woken], timeout=self._pause())
                 state = self._look(followed)
             return state
         finally:
-            followed._unset(alarm)
-            ticker.unfollow(source)
+            followed._unset(done_waiter)
+            loop_poller.unfollow(source)
             self = followed = source = None  # type: ignore[assignment]
 
     def _pause(self) -> float:
@@ -131,5 +131,5 @@ class States(Iterator[S], AsyncIterator[S], Generic[S]):
 
 
 def _refuse_in_callback(followed: Followed[ProgressState]) -> None:
-    if any(feed.delivering_here for feed in followed._source().feeds) and not followed.done():
+    if any(subscription.delivering_here for subscription in followed._source().subscriptions) and not followed.done():
         raise RuntimeError("a progress callback cannot follow what it watches")

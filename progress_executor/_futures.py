@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from . import _state as status
 from ._deadlines import kill_later, set_deadline
-from ._following import Alarm, Followed, S, States
+from ._following import DoneWaiter, Followed, ProgressIterator, S
 from ._interrupts import SafeCondition, SigintDeferred, in_main_thread
 from ._monitor import (
     INTERVAL,
     DeliveringEvent,
-    Feed,
+    LoopPoller,
     Source,
-    Ticker,
+    Subscription,
     waiting,
 )
 from ._sinks import Callback, LogCallback, LogReader, ProgressCallback, Sink, listens
@@ -63,9 +63,11 @@ class _Condition(SafeCondition):  # type: ignore[misc]  # as SafeCondition itsel
         if frame.f_code is _RELEASE_ALL:
             futures = frame.f_locals["self"].futures
             if futures[-1]._condition is self and not _calling_back.now:
-                tasks = {future._task for future in futures if isinstance(future, ProgressFuture) and future._task.feeds}
-                for board in {task.board for task in tasks if task.finished}:
-                    board.pump(waited_for=tasks)
+                tasks = {
+                    future._task for future in futures if isinstance(future, ProgressFuture) and future._task.subscriptions
+                }
+                for monitor in {task.monitor for task in tasks if task.finished}:
+                    monitor.poll(waited_for=tasks)
 
 
 class Watchable:
@@ -92,7 +94,7 @@ class Watchable:
 
     def remove_progress_callback(self, fn: ProgressCallback) -> None:
         """Undo one `add_progress_callback(fn)`; ValueError if there is none, or if the final state was delivered."""
-        if not any(feed.remove_callback(fn, Callback) for feed in self._source().feeds):
+        if not any(subscription.remove_callback(fn, Callback) for subscription in self._source().subscriptions):
             raise ValueError(f"{fn!r} is not a progress callback of this")
 
     def add_log_callback(self, fn: LogCallback) -> None:
@@ -108,7 +110,7 @@ class Watchable:
 
     def remove_log_callback(self, fn: LogCallback) -> None:
         """Undo one `add_log_callback(fn)`; ValueError if there is none, or if the last text was delivered."""
-        if not any(feed.remove_callback(fn, LogReader) for feed in self._source().feeds):
+        if not any(subscription.remove_callback(fn, LogReader) for subscription in self._source().subscriptions):
             raise ValueError(f"{fn!r} is not a log callback of this")
 
     def add_tqdm_callback(
@@ -152,10 +154,10 @@ class Watchable:
 
     def remove_sink(self, sink: Sink) -> None:
         """Undo `add_sink(sink)`; ValueError if it is not there, or if it was closed."""
-        if not any(feed.remove(sink) for feed in self._source().feeds):
+        if not any(subscription.remove(sink) for subscription in self._source().subscriptions):
             raise ValueError(f"{sink!r} is not a sink of this")
 
-    def states(self: Followed[S], interval: float = INTERVAL) -> States[S]:
+    def states(self: Followed[S], interval: float = INTERVAL) -> ProgressIterator[S]:
         """Follow the progress: `for state in states()`, in an event loop `async for state in states()`.
 
         The first turn gives the present state, at once. Each later one waits until the state is another than the last and
@@ -166,19 +168,19 @@ class Watchable:
         Whoever leaves earlier, however that is, leaves nothing behind, and the task goes on. ValueError if `interval` is not
         positive and finite; RuntimeError, of a `for` loop, in a progress callback of this while it is not done.
         """
-        return States(self, interval)
+        return ProgressIterator(self, interval)
 
     def _add(self, sink: Sink) -> None:
         source = self._source()
-        feed = Feed.of(source)
-        for board in source.boards:
-            board.watch()
-        feed.add(sink)
-        if listens(sink) and feed.begins_to_hear():
-            source.listen(feed)
+        subscription = Subscription.of(source)
+        for monitor in source.monitors:
+            monitor.watch()
+        subscription.add(sink)
+        if listens(sink) and subscription.begins_to_hear():
+            source.listen(subscription)
         if source.finished or self.done():  # a task keeps its final state a moment before its future is done
-            for board in source.boards:
-                board.ended[feed] = None
+            for monitor in source.monitors:
+                monitor.ended[subscription] = None
 
 
 class ProgressFuture(Watchable, Future[T], Coroutine[Any, Any, T]):
@@ -244,12 +246,12 @@ class ProgressFuture(Watchable, Future[T], Coroutine[Any, Any, T]):
         There it is the worker that tells them when it comes across the work item, and nobody if the executor drops it.
         """
         task = self._task
-        kept = task.call, task.keeps  # must not end, and run anybody's code, under the locks
+        kept = task.call, task.keepalive  # must not end, and run anybody's code, under the locks
         with SigintDeferred():
             while self._state == PENDING:
                 if not task.withdraw():  # without the locks, which its worker's thread takes behind its own
                     return False
-                with task.board.lock, self._condition:
+                with task.monitor.lock, self._condition:
                     if self._state == PENDING and task.link is None:  # else it was given in advance since
                         task.reason = msg
                         task.finish(status.CANCELLED)  # first: who sees that the future is cancelled finds the final state
@@ -325,8 +327,8 @@ class ProgressFuture(Watchable, Future[T], Coroutine[Any, Any, T]):
 
     def set_exception(self, exception: BaseException | None) -> None:
         """For executors. The CancelledError of a task that was asked to stop makes the future cancelled, or overdue."""
-        if self._task.overdue is not None and self._is_cancellation(exception):
-            cancelled, exception = exception, TimeoutError(self._task.overdue)
+        if self._task.timeout_message is not None and self._is_cancellation(exception):
+            cancelled, exception = exception, TimeoutError(self._task.timeout_message)
             exception.__cause__ = cancelled  # it shows where the task was
         if self._is_cancellation(exception):
             self._task.finish(status.CANCELLED)
@@ -368,7 +370,7 @@ class ProgressFuture(Watchable, Future[T], Coroutine[Any, Any, T]):
         super().add_done_callback(fn)
 
     def _deliver_in(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._task.feeds:
+        if self._task.subscriptions:
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(self._deliver)
 
@@ -403,7 +405,7 @@ class ProgressFuture(Watchable, Future[T], Coroutine[Any, Any, T]):
         `done()`) or if a deadline has passed, RuntimeError in a progress callback of this very future while it is not done.
         """
         try:
-            if (self._state in UNDONE or self._task.feeds) and not self._wait(timeout):
+            if (self._state in UNDONE or self._task.subscriptions) and not self._wait(timeout):
                 raise TimeoutError
             if self._state == FINISHED and self._exception is None:
                 return self._result  # type: ignore[return-value]  # a done future changes no more: no need for its lock
@@ -416,7 +418,7 @@ class ProgressFuture(Watchable, Future[T], Coroutine[Any, Any, T]):
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What the task raised, None if it returned; waits and raises like `result`."""
         try:
-            if (self._state in UNDONE or self._task.feeds) and not self._wait(timeout):
+            if (self._state in UNDONE or self._task.subscriptions) and not self._wait(timeout):
                 raise TimeoutError
             if self._state == CANCELLED_AND_NOTIFIED:
                 raise self._cancellation()
@@ -431,22 +433,22 @@ class ProgressFuture(Watchable, Future[T], Coroutine[Any, Any, T]):
         waits = self._state in UNDONE or not _calling_back.now
         try:
             if self._state in UNDONE:
-                if any(feed.delivering_here for feed in task.feeds):
+                if any(subscription.delivering_here for subscription in task.subscriptions):
                     raise RuntimeError("a progress callback cannot wait for the future that it watches")
                 for pause in waiting(timeout):
-                    if task.lazy:
+                    if task.runs_when_waited_for:
                         task.run_here()
-                    if task.board.watched:
-                        task.board.pump()
+                    if task.monitor.watched:
+                        task.monitor.poll()
                         self._deliver()
                     with self._condition:
                         if self._state in UNDONE:
-                            task.board.wait(self._condition, pause, timeout)
+                            task.monitor.wait(self._condition, pause, timeout)
                         if self._state not in UNDONE:
                             break
             done = self._state not in UNDONE  # before the last delivery: what ends after it has not been told
             if waits:
-                task.board.pump()  # what has ended before is told before
+                task.monitor.poll()  # what has ended before is told before
             self._deliver(waits)
             return done
         finally:
@@ -454,22 +456,22 @@ class ProgressFuture(Watchable, Future[T], Coroutine[Any, Any, T]):
 
     def _deliver(self, waits: bool = True) -> None:
         task = self._task
-        for feed in task.feeds:
-            if feed.driven_by(threading.get_ident(), waits):
-                task.board.deliver(feed)
+        for subscription in task.subscriptions:
+            if subscription.is_delivered_by(threading.get_ident(), waits):
+                task.monitor.deliver(subscription)
 
     # asyncio
 
-    def _set(self, alarm: Alarm) -> None:
+    def _set(self, done_waiter: DoneWaiter) -> None:
         with self._condition:
             if self._state in UNDONE:
-                list.append(self._waiters, alarm)  # not as `_Waiters` do: whoever set it delivers
+                list.append(self._waiters, done_waiter)  # not as `_Waiters` do: whoever set it delivers
                 return
-        alarm.ring()
+        done_waiter.wake()
 
-    def _unset(self, alarm: Alarm) -> None:
+    def _unset(self, done_waiter: DoneWaiter) -> None:
         with self._condition, contextlib.suppress(ValueError):  # Ctrl-C may have come before it was set
-            self._waiters.remove(alarm)
+            self._waiters.remove(done_waiter)
 
     def check_for_progress(self, interval: float = INTERVAL) -> Coroutine[Any, Any, T]:
         """Await the task's value, and deliver progress in the running event loop, at most every `interval` seconds.
@@ -493,18 +495,18 @@ class ProgressFuture(Watchable, Future[T], Coroutine[Any, Any, T]):
 
     async def _watch_to_the_end(self, interval: float) -> None:
         task = self._task
-        ticker = Ticker.of_running_loop()
-        ticker.watch(task, interval)
+        loop_poller = LoopPoller.of_running_loop()
+        loop_poller.watch(task, interval)
         try:
-            await task.wait_in_loop(self, ticker)
+            await task.wait_in_loop(self, loop_poller)
             self._deliver()
         except BaseException as error:
-            ticker.abandon(task)
+            loop_poller.abandon(task)
             if isinstance(error, asyncio.CancelledError):
                 self.cancel(message_of(error))
             raise
         finally:
-            ticker.unwatch(task, interval)
+            loop_poller.unwatch(task, interval)
             self = None  # type: ignore[assignment]
 
     def __await__(self) -> Generator[Any, Any, T]:
@@ -575,7 +577,7 @@ class Watch(Coroutine[Any, Any, R]):
 
     def throw(self, *exc_info: Any) -> Any:
         if self._awaited is not None and isinstance(exc_info[0], asyncio.CancelledError):
-            Ticker.of_running_loop().abandon(self._awaited._source())
+            LoopPoller.of_running_loop().abandon(self._awaited._source())
             self._awaited.cancel(message_of(exc_info[0]))
         self._awaited = None
         return self._coroutine.throw(*exc_info)

@@ -13,10 +13,10 @@ from functools import partial
 from time import time
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from ._following import Alarm
+from ._following import DoneWaiter
 from ._futures import UNDONE, ProgressFuture, Watch, Watchable, check_message, message_of
 from ._interrupts import SafeCondition, call_each
-from ._monitor import INTERVAL, Board, Feed, Ticker, waiting
+from ._monitor import INTERVAL, LoopPoller, Monitor, Subscription, waiting
 from ._sinks import Sink, View
 from ._state import CANCELLED, DONE, FAILED, PAUSED, PENDING, RUNNING, GroupState, ProgressState
 from ._tasks import Task
@@ -34,12 +34,12 @@ class ProgressGroup(Watchable, Generic[T]):
     TypeError for what is no future of this library's executors.
     """
 
-    feeds: Sequence[Feed] = ()
-    ticker: Ticker | None = None
+    subscriptions: Sequence[Subscription] = ()
+    loop_poller: LoopPoller | None = None
     interval = INTERVAL
     _began: float | None = None
     _paused_at: float | None = None
-    _stood = 0.0
+    _paused_seconds = 0.0
     _last_end: float | None = None
 
     def __init__(self, futures: Iterable[ProgressFuture[T]]) -> None:
@@ -56,8 +56,8 @@ class ProgressGroup(Watchable, Generic[T]):
         self._lock = threading.RLock()  # a finalizer may ask for the state
         self._done = SafeCondition()  # not an Event: a signal handler may cancel the last member while this waits
         self.finished: bool = not self.futures
-        self._waiters: list[Alarm] = []
-        self.boards: tuple[Board, ...] = tuple({task.board: None for task in self._undone}) or (Board(),)
+        self._waiters: list[DoneWaiter] = []
+        self.monitors: tuple[Monitor, ...] = tuple({task.monitor: None for task in self._undone}) or (Monitor(),)
         waiter = _Waiter(self)
         for future in tuple(self._undone.values()):
             # As `concurrent.futures.wait` does, and not by a done callback, which comes later than whoever sees the future
@@ -78,16 +78,16 @@ class ProgressGroup(Watchable, Generic[T]):
             self.finished = True
             self._done.notify_all()
         self._leave_to_be_told()  # a callback may have been added meanwhile
-        for board in self.boards:
-            board.groups.discard(self)
-        for alarm in self._waiters.copy():
-            alarm.ring()
+        for monitor in self.monitors:
+            monitor.groups.discard(self)
+        for done_waiter in self._waiters.copy():
+            done_waiter.wake()
 
     def _leave_to_be_told(self) -> None:
-        for feed in self.feeds:
-            if not feed.empty:
-                for board in self.boards:
-                    board.ended[feed] = None
+        for subscription in self.subscriptions:
+            if not subscription.empty:
+                for monitor in self.monitors:
+                    monitor.ended[subscription] = None
 
     def _count_ended(self) -> "_Sums":
         """The sums over all that have ended. Takes effect in one store: Ctrl-C leaves nothing counted by half."""
@@ -95,7 +95,7 @@ class ProgressGroup(Watchable, Generic[T]):
         for task in self._ended[counted.members :]:
             self._undone.pop(task, None)
             self._running.discard(task)
-            # Without the board's lock, in which a finalizer may ask for this state: what has ended changes no more.
+            # Without the monitor's lock, in which a finalizer may ask for this state: what has ended changes no more.
             state = Task.snapshot(task)
             counted.add(state, state["status"])
             self._note_beginning(task.started_at)
@@ -128,12 +128,12 @@ class ProgressGroup(Watchable, Generic[T]):
         finished = self.finished  # before it is, it is not told to be
         with self._lock:
             sums = self._count_ended()
-            for board in self.boards:
-                self._running.update(task for task in board.running.copy() if task in self._undone)
+            for monitor in self.monitors:
+                self._running.update(task for task in monitor.running.copy() if task in self._undone)
             running = tuple(self._running)
             pending = len(self._undone) - len(running)
         standing = 0
-        for task in running:  # without the lock, as reading takes the one of the board
+        for task in running:  # without the lock, as reading takes the one of the monitor
             state, began = task.snapshot(), task.began()  # the group's own clock stands if it was paused as a whole
             # One that has left for a worker process may not have begun. One that ended just now still counts as running.
             sums.add(state, PENDING if began is None else RUNNING)
@@ -154,12 +154,12 @@ class ProgressGroup(Watchable, Generic[T]):
     def _since(self) -> float | None:
         over = self._paused_at is not None and not self.paused  # all of them, or one by itself, were resumed, or have ended
         with self._lock:
-            began, stood = self._began, self._stood
+            began, stood = self._began, self._paused_seconds
             if self._paused_at is not None and began is not None:
                 until = self._last_end if self.finished and self._last_end is not None else time()
                 stood += max(0.0, until - max(self._paused_at, began))
             if over:
-                self._paused_at, self._stood = None, stood
+                self._paused_at, self._paused_seconds = None, stood
             return None if began is None else began + stood
 
     def view(self) -> View:
@@ -170,22 +170,22 @@ class ProgressGroup(Watchable, Generic[T]):
 
     @property
     def speakers(self) -> tuple[Task, ...]:
-        running = (task for board in self.boards for task in board.running.copy())
+        running = (task for monitor in self.monitors for task in monitor.running.copy())
         return tuple(task for task in running if task in self._undone)
 
-    def listen(self, feed: Feed) -> None:
+    def listen(self, subscription: Subscription) -> None:
         for task in self.parts:
-            task.listen(feed)
+            task.listen(subscription)
 
     def _add(self, sink: Sink) -> None:
         super()._add(sink)
-        for board in self.boards:
-            board.groups.add(self)
+        for monitor in self.monitors:
+            monitor.groups.add(self)
         if self.finished:  # meanwhile
-            for board in self.boards:
-                board.groups.discard(self)
+            for monitor in self.monitors:
+                monitor.groups.discard(self)
         if not self.futures:  # no executor knows of it
-            self._pump({self})
+            self._poll({self})
 
     # Cancellation
 
@@ -229,7 +229,7 @@ class ProgressGroup(Watchable, Generic[T]):
         """
         for future in self.futures:
             future._task.check_pausing()
-        asked = [future.pause() for future in self.futures]  # without the lock, as it takes the one of the board
+        asked = [future.pause() for future in self.futures]  # without the lock, as it takes the one of the monitor
         with self._lock:
             if any(asked) and self._paused_at is None:
                 self._paused_at = time()
@@ -264,38 +264,38 @@ class ProgressGroup(Watchable, Generic[T]):
             self = None  # type: ignore[assignment]  # see `ProgressFuture.result`
 
     def _wait(self, timeout: float | None) -> bool:
-        if not self.finished and any(feed.delivering_here for feed in self.feeds):
+        if not self.finished and any(subscription.delivering_here for subscription in self.subscriptions):
             raise RuntimeError("a progress callback cannot wait for the group that it watches")
         waited_for = {self, *self.parts}
-        lazy = [task for task in self._undone.copy() if task.lazy]
-        for feed in self.feeds if lazy else ():
-            feed.settle_here()  # where they run now, and push their progress
+        lazy = [task for task in self._undone.copy() if task.runs_when_waited_for]
+        for subscription in self.subscriptions if lazy else ():
+            subscription.bind_to_current_thread()  # where they run now, and push their progress
         ran = False
         for pause in waiting(timeout):
             if lazy and not self.finished and (pause or not ran):  # none begins when the time is over
                 lazy.pop(0).run_here()
                 ran, pause = True, 0
-            self._pump(waited_for)
+            self._poll(waited_for)
             with self._done:
                 if self.finished or self._done.wait(pause):
                     break
         done = self.finished  # before the last delivery: what ends after it has not been told
-        self._pump(waited_for)
+        self._poll(waited_for)
         self = waited_for = None  # type: ignore[assignment]  # this frame is behind those of lazy tasks: see `result`
         return done
 
-    def _pump(self, waited_for: "set[Any]") -> None:
-        for board in self.boards:
-            board.pump(waited_for=waited_for)
+    def _poll(self, waited_for: "set[Any]") -> None:
+        for monitor in self.monitors:
+            monitor.poll(waited_for=waited_for)
 
-    def _set(self, alarm: Alarm) -> None:
-        self._waiters.append(alarm)
+    def _set(self, done_waiter: DoneWaiter) -> None:
+        self._waiters.append(done_waiter)
         if self.finished:  # perhaps before it was set
-            alarm.ring()
+            done_waiter.wake()
 
-    def _unset(self, alarm: Alarm) -> None:
+    def _unset(self, done_waiter: DoneWaiter) -> None:
         with contextlib.suppress(ValueError):  # Ctrl-C may have come before it was set
-            self._waiters.remove(alarm)
+            self._waiters.remove(done_waiter)
 
     def check_for_progress(self, interval: float = INTERVAL) -> Coroutine[Any, Any, list[T]]:
         """Await the values of all members, and deliver progress in the running event loop, at most every `interval` seconds.
@@ -318,30 +318,30 @@ class ProgressGroup(Watchable, Generic[T]):
             self = None  # type: ignore[assignment]
 
     async def _watch_to_the_end(self, interval: float) -> None:
-        ticker = Ticker.of_running_loop()
-        ticker.watch(self, interval)
+        loop_poller = LoopPoller.of_running_loop()
+        loop_poller.watch(self, interval)
         members = self._undone.copy()
-        alarm = Alarm()
-        self._set(alarm)
+        done_waiter = DoneWaiter()
+        self._set(done_waiter)
         try:
             for task in members:
-                ticker.adopt(task)
+                loop_poller.adopt(task)
             for task, future in members.items():
-                if task.lazy:
-                    await task.wait_in_loop(future, ticker)
+                if task.runs_when_waited_for:
+                    await task.wait_in_loop(future, loop_poller)
             if not self.finished:
-                await alarm.rung
-            self._pump({self, *members})
+                await done_waiter.woken
+            self._poll({self, *members})
         except BaseException as error:
-            ticker.abandon(self)
+            loop_poller.abandon(self)
             if isinstance(error, asyncio.CancelledError):
                 self.cancel(message_of(error))
             raise
         finally:
-            self._unset(alarm)
+            self._unset(done_waiter)
             for task in members:
-                ticker.let_go(task)
-            ticker.unwatch(self, interval)
+                loop_poller.let_go(task)
+            loop_poller.unwatch(self, interval)
             self = None  # type: ignore[assignment]
 
 
@@ -361,7 +361,7 @@ class _Waiter:
     """Tells a group of the ends of its members, which have it for good: it must not make a cycle of them and the group."""
 
     def __init__(self, group: ProgressGroup[Any]) -> None:
-        self._group = weakref.ref(group)  # a board has the group while there is somebody to tell
+        self._group = weakref.ref(group)  # a monitor has the group while there is somebody to tell
 
     def _tell(self, future: "Future[Any]") -> None:
         group = self._group()

@@ -1,8 +1,11 @@
-"""From samples to callbacks: who is told what, when, and in which thread.
+"""From samples to sinks: who is told what, when, and in which thread.
 
-A `Feed` has the callbacks of one future, a `Board` knows what runs on one executor, a `Ticker` looks at boards from an event
-loop. Whoever blocks (`result()`, `wait()`, leaving the executor) looks at its board in the same way, so nothing here
-runs in a thread of its own and tasks never wait for the caller.
+A `Subscription` has the sinks that one thread has added to one future, a `Monitor` knows what runs on one executor, a
+`LoopPoller` polls monitors from an event loop. Whoever blocks (`result()`, `wait()`, leaving the executor) polls its monitor
+in the same way, so nothing here runs in a thread of its own and tasks never wait for the caller.
+
+The one rule, in `Subscription.is_delivered_by`: a subscription belongs to the thread that made it, or to the event loop that
+awaits its future.
 """
 
 import asyncio
@@ -33,14 +36,14 @@ _HARMLESS = Exception, asyncio.CancelledError, GeneratorExit
 
 
 class Source(Protocol):
-    """What a feed needs of its task, or of its group of tasks."""
+    """What a subscription needs of its task, or of its group of tasks."""
 
-    feeds: "Sequence[Feed]"
-    ticker: "Ticker | None"
+    subscriptions: "Sequence[Subscription]"
+    loop_poller: "LoopPoller | None"
     interval: float
 
     @property
-    def boards(self) -> "Iterable[Board]": ...
+    def monitors(self) -> "Iterable[Monitor]": ...
     @property
     def parts(self) -> "Iterable[Runnable]": ...
     @property
@@ -48,31 +51,31 @@ class Source(Protocol):
     @property
     def finished(self) -> bool: ...
     def view(self) -> View: ...
-    def listen(self, feed: "Feed") -> None: ...
+    def listen(self, subscription: "Subscription") -> None: ...
 
 
 class Runnable(Source, Protocol):
-    """What a board and who waits need of a task."""
+    """What a monitor and who waits need of a task."""
 
-    board: "Board"
+    monitor: "Monitor"
 
     @property
-    def lazy(self) -> bool: ...
+    def runs_when_waited_for(self) -> bool: ...
     @property
     def number(self) -> int: ...
     @property
     def to_be_run(self) -> bool: ...
     def run_here(self) -> None: ...
-    async def run_in_loop(self, ticker: "Ticker") -> None: ...
+    async def run_in_loop(self, loop_poller: "LoopPoller") -> None: ...
     def request_cancel(self) -> bool: ...
     def kill(self) -> bool: ...
-    def disown(self) -> None: ...
+    def detach_after_fork(self) -> None: ...
     @property
     def unheard(self) -> bool: ...
     def pass_on(self) -> None: ...
 
 
-class _Afterwards(threading.local):
+class _AfterDelivery(threading.local):
     """What the listeners of a thread want to be called when all of them have been told, once each: screens, to draw."""
 
     def __init__(self) -> None:
@@ -92,15 +95,15 @@ class _Afterwards(threading.local):
             self.calls.pop(fn, None)  # not before: what Ctrl-C keeps from being called is called the next time
 
 
-afterwards = _Afterwards()
+after_delivery = _AfterDelivery()
 
 
-class Feed:
+class Subscription:
     """The sinks that one thread has added to one future, or to one group."""
 
     def __init__(self, task: Source) -> None:
         self.task = task
-        self.settle_here()
+        self.bind_to_current_thread()
         self._sinks: dict[int, Sink] = {}  # by identity, in order
         self.said: deque[SharedMessage] = deque(maxlen=KEPT)
         self._deaf = [True]  # empty once it had a sink that listens: a list, as to pop it is one step
@@ -109,20 +112,20 @@ class Feed:
         self._due = 0.0
 
     @classmethod
-    def of(cls, task: Source) -> "Feed":
+    def of(cls, task: Source) -> "Subscription":
         """The one of this thread, which is made if there is none. Without a lock: somebody else may fork."""
-        for feed in task.feeds:
-            if feed.is_of_this_thread:
-                return feed
-        feed = cls(task)
-        vars(task).setdefault("feeds", []).append(feed)
-        return feed
+        for subscription in task.subscriptions:
+            if subscription.is_of_this_thread:
+                return subscription
+        subscription = cls(task)
+        vars(task).setdefault("subscriptions", []).append(subscription)
+        return subscription
 
     @property
     def is_of_this_thread(self) -> bool:
         return self._home_thread is threading.current_thread()
 
-    def settle_here(self) -> None:
+    def bind_to_current_thread(self) -> None:
         """From now on it is this thread whose waiting delivers, if no event loop watches."""
         self._home = threading.get_ident()
         self._home_thread = threading.current_thread()
@@ -160,14 +163,14 @@ class Feed:
         """Whether this is called from one of the callbacks."""
         return self._deliverer == threading.get_ident()
 
-    def driven_by(self, thread: int, waits: bool = False) -> bool:
+    def is_delivered_by(self, thread: int, waits: bool = False) -> bool:
         """Whether `thread` is to deliver: a running loop that watches comes first, then who waits, then the home.
 
         When that thread has ended, it is whoever waits for anything on the executor.
         """
-        ticker = self.task.ticker
-        if ticker is not None and ticker.running:
-            return ticker.thread == thread
+        loop_poller = self.task.loop_poller
+        if loop_poller is not None and loop_poller.running:
+            return loop_poller.thread == thread
         return waits or self._home == thread or not self._home_thread.is_alive()
 
     def deliver(self, now: bool = False) -> None:
@@ -197,17 +200,17 @@ class Feed:
 
     def _deliver_alone(self) -> bool:
         """Deliver once; False if another thread does."""
-        outer = afterwards.delivering
+        outer = after_delivery.delivering
         try:
             if not self._lock.acquire(blocking=False):
                 return False
             self._deliverer = threading.get_ident()
-            afterwards.delivering = True
+            after_delivery.delivering = True
             self._deliver_once()
             return True
         finally:
             if self._lock._is_owned():  # type: ignore[attr-defined]  # not as `acquire` says: Ctrl-C may come as it returns
-                afterwards.delivering = outer
+                after_delivery.delivering = outer
                 self._deliverer = None
                 self._lock.release()
 
@@ -293,7 +296,7 @@ def _call(sink: Sink, method: Callable[..., object], *args: Any) -> None:
         logger.exception("%s callback %r raised", "log" if method.__name__ in ("message", "show") else "progress", sink)
 
 
-class Board:
+class Monitor:
     """What runs on one executor, and what ended there without having been told.
 
     The lock guards slots that serve one task after the other.
@@ -303,13 +306,13 @@ class Board:
         self.lock = threading.RLock()  # a signal handler may cancel, or a finalizer
         self.running: set[Runnable] = set()
         self.groups: set[Source] = set()  # of futures that are or were here; those with listeners, until they end
-        self.ended: dict[Feed, None] = {}  # in order
-        self.watched = False  # whether there ever was a feed: most calls of `pump` come where there is none
+        self.ended: dict[Subscription, None] = {}  # in order
+        self.watched = False  # whether there ever was a subscription: most calls of `poll` come where there is none
         self.cancelling = False  # set once, when everything on the executor is to stop
         self._sleepers: list[threading.Condition] = []  # on which threads wait that have nothing to deliver
 
     def watch(self) -> None:
-        """There is a feed from now on."""
+        """There is a subscription from now on."""
         if not self.watched:
             self.watched = True
             for condition in self._sleepers.copy():
@@ -317,7 +320,7 @@ class Board:
                     condition.notify_all()
 
     def wait(self, condition: threading.Condition, pause: float, timeout: float | None) -> None:
-        """Wait on `condition`, which is held, for `pause` seconds; or for long, if there is neither a feed nor a timeout.
+        """Wait on `condition`, which is held, for `pause` seconds; for long, if there is no subscription and no timeout.
 
         To be woken by the clock, and not to be, takes as long as a short task.
         """
@@ -331,7 +334,7 @@ class Board:
         finally:
             self._sleepers.remove(condition)
 
-    def pump(self, everyone: bool = False, waited_for: Container[Source] = ()) -> None:
+    def poll(self, everyone: bool = False, waited_for: Container[Source] = ()) -> None:
         """Deliver what this thread is to deliver. Pending tasks cost nothing, running ones without callbacks next to it.
 
         `everyone` is for the thread that leaves the executor: what has ended is told now, whoever watched it. Called in a
@@ -339,51 +342,55 @@ class Board:
         """
         if not self.watched:
             return
-        nested = afterwards.delivering
+        nested = after_delivery.delivering
         thread = threading.get_ident()
         try:
             for source in (*self.running.copy(), *self.groups.copy()):  # not tuple(): a task may start meanwhile
-                for feed in source.feeds:
+                for subscription in source.subscriptions:
                     waits = source in waited_for
-                    if (waits or not nested) and feed.driven_by(thread, waits):
-                        feed.deliver()
-            for feed in self.ended.copy():
-                waits = feed.task in waited_for
-                if everyone or ((waits or not nested) and (feed.empty or feed.driven_by(thread, waits))):
-                    self._conclude(feed)
+                    if (waits or not nested) and subscription.is_delivered_by(thread, waits):
+                        subscription.deliver()
+            for subscription in self.ended.copy():
+                waits = subscription.task in waited_for
+                if everyone or (
+                    (waits or not nested) and (subscription.empty or subscription.is_delivered_by(thread, waits))
+                ):
+                    self._conclude(subscription)
         finally:
-            afterwards.run()
+            after_delivery.run()
 
-    def deliver(self, feed: Feed, now: bool = False) -> None:
-        """Deliver to one feed what there is; after the final state forget it, unless a callback has added another one."""
+    def deliver(self, subscription: Subscription, now: bool = False) -> None:
+        """Deliver to one subscription; after the final state forget it, unless a callback has added another one."""
         try:
-            if feed.task.finished:
-                self._conclude(feed)
+            if subscription.task.finished:
+                self._conclude(subscription)
             else:
-                feed.deliver(now)
+                subscription.deliver(now)
         finally:
-            afterwards.run()
+            after_delivery.run()
 
     def close_bars(self) -> None:
         """Have all bars end as they stand: whoever should wait for the end of their tasks does not."""
-        feeds = [feed for source in (*self.running.copy(), *self.groups.copy()) for feed in source.feeds]
-        for feed in (*self.ended.copy(), *feeds):
-            feed.close_bars()
-        afterwards.run()
+        subscriptions = [
+            subscription for source in (*self.running.copy(), *self.groups.copy()) for subscription in source.subscriptions
+        ]
+        for subscription in (*self.ended.copy(), *subscriptions):
+            subscription.close_bars()
+        after_delivery.run()
 
-    def _conclude(self, feed: Feed) -> None:
+    def _conclude(self, subscription: Subscription) -> None:
         try:
-            feed.deliver()
+            subscription.deliver()
         finally:
-            if feed.empty:
-                for board in feed.task.boards:
-                    board.ended.pop(feed, None)
-                    if not feed.empty:  # somebody has added a callback meanwhile
-                        board.ended[feed] = None
+            if subscription.empty:
+                for monitor in subscription.task.monitors:
+                    monitor.ended.pop(subscription, None)
+                    if not subscription.empty:  # somebody has added a callback meanwhile
+                        monitor.ended[subscription] = None
 
 
-class Ticker:
-    """Looks at the boards of the watched tasks, in the thread of one event loop, while there are any.
+class LoopPoller:
+    """Looks at the monitors of the watched tasks, in the thread of one event loop, while there are any.
 
     One per loop; it must not keep its loop alive, so it holds no handle and is forgotten when it has nothing to watch.
     """
@@ -392,20 +399,20 @@ class Ticker:
         self._loop = weakref.ref(loop)
         self.thread: int = threading.get_ident()
         self.turn: asyncio.Lock = asyncio.Lock()  # of tasks run in the loop's own thread: one, then the loop, then the next
-        self._watched: Counter[Board] = Counter()
+        self._watched: Counter[Monitor] = Counter()
         self._intervals: Counter[float] = Counter()
         self._abandoned: set[Source] = set()
         self._followed: Counter[Source] = Counter()
         self._due: float | None = None  # when it looks next
 
     @classmethod
-    def of_running_loop(cls) -> "Ticker":
+    def of_running_loop(cls) -> "LoopPoller":
         loop = asyncio.get_running_loop()
-        ticker = _tickers.get(loop)
-        if ticker is None:
-            ticker = _tickers[loop] = cls(loop)
-        ticker.thread = threading.get_ident()
-        return ticker
+        loop_poller = _loop_pollers.get(loop)
+        if loop_poller is None:
+            loop_poller = _loop_pollers[loop] = cls(loop)
+        loop_poller.thread = threading.get_ident()
+        return loop_poller
 
     @property
     def running(self) -> bool:
@@ -416,16 +423,16 @@ class Ticker:
         """Deliver the progress of `source` from now on, at most every `interval` seconds."""
         self.adopt(source)
         source.interval = interval
-        for board in source.boards:
-            self._watched[board] += 1
+        for monitor in source.monitors:
+            self._watched[monitor] += 1
         self._intervals[interval] += 1
         self._schedule(0)
 
     def unwatch(self, source: Source, interval: float) -> None:
         """Nobody awaits it any more."""
         self.let_go(source)
-        for board in source.boards:
-            _take(self._watched, board)
+        for monitor in source.monitors:
+            _take(self._watched, monitor)
         _take(self._intervals, interval)
         self._forget_if_idle()
 
@@ -449,14 +456,14 @@ class Ticker:
         self._forget_if_idle()
 
     def adopt(self, source: Source) -> None:
-        """Deliver its progress in this loop's thread, as long as the loop looks at its board."""
-        if source.ticker is None or not source.ticker.running:  # another loop that watches it keeps it
-            source.ticker = self
+        """Deliver its progress in this loop's thread, as long as the loop looks at its monitor."""
+        if source.loop_poller is None or not source.loop_poller.running:  # another loop that watches it keeps it
+            source.loop_poller = self
 
     def let_go(self, source: Source) -> None:
         """Nobody in this loop waits for it any more: a callback that is added after its end is for whoever waits then."""
-        if source.finished and source.ticker is self and source not in self._abandoned:
-            source.ticker = None
+        if source.finished and source.loop_poller is self and source not in self._abandoned:
+            source.loop_poller = None
 
     def _schedule(self, delay: float) -> None:
         loop = self._loop()
@@ -477,10 +484,12 @@ class Ticker:
             if self._followed:
                 sources = sources.union(self._followed)
                 waited_for = sources.union(*(source.parts for source in self._followed))
-            for board in {*self._watched, *(board for source in sources for board in source.boards)}:
-                board.pump(waited_for=waited_for)
+            for monitor in {*self._watched, *(monitor for source in sources for monitor in source.monitors)}:
+                monitor.poll(waited_for=waited_for)
             self._abandoned = {
-                source for source in self._abandoned if not source.finished or not all(feed.empty for feed in source.feeds)
+                source
+                for source in self._abandoned
+                if not source.finished or not all(subscription.empty for subscription in source.subscriptions)
             }
         finally:  # a callback may have been hit by Ctrl-C
             if self._watched or self._abandoned or self._followed:
@@ -491,11 +500,11 @@ class Ticker:
         loop = self._loop()
         if loop is None or self._watched or self._abandoned or self._followed:
             return
-        if _tickers.get(loop) is self:
-            del _tickers[loop]
+        if _loop_pollers.get(loop) is self:
+            del _loop_pollers[loop]
 
 
-_tickers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Ticker] = weakref.WeakKeyDictionary()
+_loop_pollers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopPoller] = weakref.WeakKeyDictionary()
 
 
 def _take(counter: Counter[Any], key: object) -> None:
@@ -511,14 +520,14 @@ class DeliveringEvent(threading.Event):
         super().__init__()
         self._cond = SafeCondition()
         self._tasks: set[Source] = set()
-        self._boards: set[Board] = set()
+        self._monitors: set[Monitor] = set()
         self._lazy: list[Runnable] = []  # as they were submitted: `wait` has the futures in a set
 
     def add(self, task: Runnable) -> None:
         """The future of `task` is one of those that are waited for."""
         self._tasks.add(task)
-        self._boards.add(task.board)
-        if task.lazy:
+        self._monitors.add(task.monitor)
+        if task.runs_when_waited_for:
             bisect.insort(self._lazy, task, key=lambda task: task.number)
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -526,15 +535,15 @@ class DeliveringEvent(threading.Event):
             if self._lazy and not self.is_set():
                 self._lazy.pop(0).run_here()
                 pause = 0
-            self._pump()
+            self._poll()
             if super().wait(pause):
-                self._pump()
+                self._poll()
                 break
         return self.is_set()
 
-    def _pump(self) -> None:
-        for board in self._boards:
-            board.pump(waited_for=self._tasks)
+    def _poll(self) -> None:
+        for monitor in self._monitors:
+            monitor.poll(waited_for=self._tasks)
 
 
 def waiting(timeout: float | None) -> Iterator[float]:

@@ -32,16 +32,16 @@ from ._speedups._layout import (
     OPEN_BYTE,
     PAUSE,
     PAUSE_BYTE,
+    PAUSED_SECONDS,
+    PAUSED_SINCE,
     PUBLISH_BYTE,
     RECORD_END,
     SEQUENCE,
     SLOT_SIZE,
-    STANDS_SINCE,
     STARTED_AT,
     STATUS_BYTE,
     STATUS_LENGTH_BYTE,
     STATUS_SIZE,
-    STOOD,
     TAKEN,
     TAKEN_BACK_BYTE,
     TOTAL,
@@ -102,7 +102,7 @@ class Slot:
         return not self._words[SEQUENCE] and not self._words[N] and self._words[N + 1] == NO_FLOAT
 
     @property
-    def pulse(self) -> tuple[int, ...]:
+    def change_count(self) -> tuple[int, ...]:
         """What each report changes, also one that the state does not show: a message, or a part whose total is unknown.
 
         The steps of parts show when a snapshot has asked for them.
@@ -111,9 +111,9 @@ class Slot:
         return words[SEQUENCE], words[N], words[N + 1], words[MESSAGES]
 
     @property
-    def stood(self) -> float:
+    def paused_seconds(self) -> float:
         """For how many seconds the task has stood still."""
-        stood, since = self._doubles[STOOD], self._doubles[STANDS_SINCE]
+        stood, since = self._doubles[PAUSED_SECONDS], self._doubles[PAUSED_SINCE]
         stood = stood if 0 < stood < _NEVER else 0.0
         return stood + max(0.0, monotonic() - since) if 0 < since < _NEVER else stood
 
@@ -227,7 +227,7 @@ class Slot:
                 sleep(0)
         if self.buffer[OPEN_BYTE]:
             self.buffer[PUBLISH_BYTE] = 1
-        if 0 < self._doubles[STANDS_SINCE] < _NEVER:
+        if 0 < self._doubles[PAUSED_SINCE] < _NEVER:
             return ProgressState(n=state["n"], total=state["total"], status=PAUSED)
         return state.copy()
 

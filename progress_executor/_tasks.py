@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 from ._ambient import current
 from ._interrupts import SigintDeferred
 from ._messages import LOG, LOST, Message, Sender
-from ._monitor import INTERVAL, KEPT, Board, Feed, Ticker
+from ._monitor import INTERVAL, KEPT, LoopPoller, Monitor, Subscription
 from ._sinks import SharedMessage, View
 from ._slots import LAST_TRIES, Slot
 from ._speedups import Updater
@@ -60,10 +60,10 @@ class Task:
     reason: str | None = None  # for which it is to stop
     paused = False  # whether it is to stand still
     was_paused = False  # whether it ever was: else nobody need ask for how long
-    overdue: str | None = None
+    timeout_message: str | None = None
     """Which deadline has passed, if it is for that it was asked to stop: written before `cancel_requested`."""
-    feeds: Sequence[Feed] = ()
-    ticker: Ticker | None = None
+    subscriptions: Sequence[Subscription] = ()
+    loop_poller: LoopPoller | None = None
     interval = INTERVAL
     started_at: float | None = None
     """When it began to run, in seconds since the epoch; a task in another process says so in its slot."""
@@ -72,27 +72,27 @@ class Task:
     push: Callable[[bool], None] | None = None
     """What each step calls, if the task itself has to tell of it."""
     _asked: Updater | None = None
-    _stood = 0.0
-    outlets: tuple[Feed, ...] = ()
+    _paused_seconds = 0.0
+    outlets: tuple[Subscription, ...] = ()
     """Who is told what it says."""
     _sender: Sender | None = None  # made when it says something
     _unread: deque[Message] | None = None  # what has arrived, until it is passed on
     _said: deque[SharedMessage] | None = None  # what was passed on, until it was told to somebody
     _handing_over = False  # a signal handler that comes meanwhile may deliver, and would add to these
-    keeps: object = None
+    keepalive: object = None
     """Its pool, until it has ended: one that was dropped still replaces workers, and is left at exit."""
     broken = False
     """Whether its worker is dead: it may have been killed in the midst of a write to the slot."""
     _final: ProgressState | None = None
 
-    def __init__(self, board: Board, call: Call) -> None:
-        self.board = board
+    def __init__(self, monitor: Monitor, call: Call) -> None:
+        self.monitor = monitor
         self.call: Call | None = call  # until it has ended: a done future must not keep the arguments alive
 
-    def disown(self) -> None:
+    def detach_after_fork(self) -> None:
         """In a forked child, which may look at it: nothing that is done to it there reaches the task of the parent."""
 
-    lazy = False
+    runs_when_waited_for = False
     """Whether it runs only when somebody waits for it, in that thread."""
     number = 0
     """Its place in the order of submission, where that is looked at."""
@@ -105,10 +105,10 @@ class Task:
     to_be_run = False
     """Whether it is lazy and runs nowhere yet, if it is `run_in_loop` that would run it."""
 
-    async def run_in_loop(self, ticker: Ticker) -> None:
+    async def run_in_loop(self, loop_poller: LoopPoller) -> None:
         """Run in the loop's thread, if it is to be run; nobody hears of its end before what fell due meanwhile."""
 
-    async def wait_in_loop(self, future: "Future[Any]", ticker: Ticker) -> None:
+    async def wait_in_loop(self, future: "Future[Any]", loop_poller: LoopPoller) -> None:
         """Return when `future` is done."""
         done = asyncio.get_running_loop().create_future()
         Future.add_done_callback(future, lambda _: wake_loop(done))
@@ -116,8 +116,8 @@ class Task:
         await done
 
     @property
-    def boards(self) -> tuple[Board]:
-        return (self.board,)
+    def monitors(self) -> tuple[Monitor]:
+        return (self.monitor,)
 
     @property
     def parts(self) -> tuple["Task"]:
@@ -172,7 +172,7 @@ class Task:
         """Called by the task, with each message."""
         sender = self._sender
         if sender is None:
-            with self.board.lock:  # threads of the task may begin at once
+            with self.monitor.lock:  # threads of the task may begin at once
                 if self.slot is None:  # it has ended
                     return
                 if self._sender is None:
@@ -188,7 +188,7 @@ class Task:
 
     def _updater(self) -> Updater:
         """For a function that takes no progress, made when what it calls asks for one: few do, and to make it takes time."""
-        with self.board.lock:  # threads of the task may ask at once
+        with self.monitor.lock:  # threads of the task may ask at once
             if self._final is not None:
                 return Updater()
             if self._asked is None:
@@ -207,20 +207,20 @@ class Task:
         """When it began to run, in seconds since the epoch; None if it has not, or never did."""
         return self.started_at
 
-    def stood(self) -> float:
+    def paused_seconds(self) -> float:
         """For how many seconds it has stood still."""
         slot = self.slot
-        return self._stood if slot is None else slot.stood
+        return self._paused_seconds if slot is None else slot.paused_seconds
 
-    def pulse(self) -> object:
+    def change_count(self) -> object:
         """What each report changes."""
         slot = self.slot
-        return None if slot is None else slot.pulse
+        return None if slot is None else slot.change_count
 
     def view(self) -> View:
         """What sinks are told."""
         state = self.snapshot()
-        paused = self.stood() if self.was_paused else 0.0
+        paused = self.paused_seconds() if self.was_paused else 0.0
         return View(state["n"], state["total"], state["status"], self.began(), self.ended_at, paused)
 
     def start(self, slot: Slot | None, now: float | None) -> bool:
@@ -228,15 +228,15 @@ class Task:
 
         `now` is the time if it runs at once.
         """
-        board = self.board
+        monitor = self.monitor
         self.slot = slot
-        board.running.add(self)
-        if board.cancelling:
+        monitor.running.add(self)
+        if monitor.cancelling:
             self.cancel_requested = True
         if self.cancel_requested:
             return False
         if slot is not None and (self.paused or self.outlets):
-            with board.lock:  # it may be resumed just now
+            with monitor.lock:  # it may be resumed just now
                 slot.pause(self.paused)
                 if self.outlets:
                     slot.listen()
@@ -248,7 +248,7 @@ class Task:
 
     def request_cancel(self, reason: str | None = None) -> bool:
         """Ask it to stop, for a reason if it is the first time; False if it has ended."""
-        with self.board.lock:  # of two at once, one has its reason told, and whole
+        with self.monitor.lock:  # of two at once, one has its reason told, and whole
             if self._final is not None:
                 return False
             if not self.cancel_requested:
@@ -280,7 +280,7 @@ class Task:
 
     def pause(self, paused: bool) -> bool:
         """Ask it to stand still, or to go on; False if it has ended."""
-        with self.board.lock:
+        with self.monitor.lock:
             if self._final is not None:
                 return False
             self.paused, self.was_paused, slot = paused, True, self.slot
@@ -290,16 +290,16 @@ class Task:
                     slot.pause(False)
             return True
 
-    def listen(self, feed: Feed) -> None:
-        """Have `feed` told what the task says, and what it has said, unless somebody was told that already. Once a feed."""
-        with self.board.lock:
+    def listen(self, subscription: Subscription) -> None:
+        """Have `subscription` told what the task says, and what it has said, unless somebody was told that already. Once a subscription."""
+        with self.monitor.lock:
             self._handing_over = True
             try:
                 if self._final is None:
-                    self.outlets += (feed,)
+                    self.outlets += (subscription,)
                     if self.slot is not None:
                         self.slot.listen()
-                feed.said.extend(said for said in self._said or () if not said.told)
+                subscription.said.extend(said for said in self._said or () if not said.told)
             finally:
                 self._handing_over = False
 
@@ -310,7 +310,7 @@ class Task:
 
     def pass_on(self) -> None:
         """Pass on to its outlets what it has said."""
-        with SigintDeferred(), self.board.lock:
+        with SigintDeferred(), self.monitor.lock:
             if self._unread and not self._handing_over:
                 self._pass_on()
 
@@ -329,15 +329,15 @@ class Task:
         while self._said and self._said[0].told:
             self._said.popleft()
         self._said.extend(said)
-        for feed in self.outlets:
-            feed.said.extend(said)
+        for subscription in self.outlets:
+            subscription.said.extend(said)
 
     def finish(self, status: str) -> None:
         """Keep the final state, with this status, and forget the slot. The first call counts."""
         slot = self.slot  # first, as in `snapshot`
         if self._final is not None:
             return
-        if slot is not None or self.feeds:
+        if slot is not None or self.subscriptions:
             self.ended_at = time()
         if slot is None:
             final = _WITHOUT_PROGRESS[status]
@@ -346,9 +346,9 @@ class Task:
             final = slot.snapshot() if self.broken else slot.snapshot(LAST_TRIES)
             final["status"] = status
             if self.was_paused:
-                self._stood = slot.stood
+                self._paused_seconds = slot.paused_seconds
         if self._unread:
-            with self.board.lock:  # another thread may be about to pass on what it has taken
+            with self.monitor.lock:  # another thread may be about to pass on what it has taken
                 self._pass_on()
         self._final = final
         if self.paused and slot is not None:
@@ -357,10 +357,10 @@ class Task:
             slot.listen(False)  # nor make room for what they say
         self.slot = self._asked = None
         self.outlets = ()
-        self.board.running.discard(self)
-        for feed in self.feeds:
-            self.board.ended[feed] = None
-        self.keeps = None
+        self.monitor.running.discard(self)
+        for subscription in self.subscriptions:
+            self.monitor.ended[subscription] = None
+        self.keepalive = None
         self.call = None  # last: it may be what keeps an object alive that does something at its end
 
 

@@ -101,14 +101,14 @@ def load(names):
     from test.support import script_helper
 
     from progress_executor import ProgressFuture
-    from progress_executor._monitor import Board
+    from progress_executor._monitor import Monitor
     from progress_executor._tasks import Task
 
     class Future(ProgressFuture):
         """One that belongs to no executor, under the name that the tests look for in its repr."""
 
         def __init__(self):
-            super().__init__(Task(Board(), (int, (), {})))
+            super().__init__(Task(Monitor(), (int, (), {})))
 
     def assert_python_ok(option, program):
         begin = f"import sys; sys.path[:] = {sys.path}; from tests.cpython import replace_executors; replace_executors()\n"

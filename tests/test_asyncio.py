@@ -1,4 +1,4 @@
-"""Delivery in an event loop: awaiting, the ticker, cancellation of the asyncio task, leaving with `async with`."""
+"""Delivery in an event loop: awaiting, the loop_poller, cancellation of the asyncio task, leaving with `async with`."""
 
 import asyncio
 import concurrent.futures
@@ -314,12 +314,12 @@ def test_a_timeout_that_fell_due_while_a_sync_task_ran_is_heard_of_before_its_en
 
 
 def test_a_loop_is_forgotten_when_nothing_is_watched(executor):
-    from progress_executor._monitor import _tickers
+    from progress_executor._monitor import _loop_pollers
 
     async def main():
         futures = [executor.submit(jobs.count, 3) for _ in range(3)]
         await asyncio.gather(*futures)
-        assert asyncio.get_running_loop() not in _tickers
+        assert asyncio.get_running_loop() not in _loop_pollers
 
     asyncio.run(main())
 

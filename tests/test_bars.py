@@ -11,7 +11,6 @@ import pytest
 import tqdm
 
 from progress_executor import ProgressGroup
-from progress_executor._monitor import afterwards
 
 from . import jobs
 from .conftest import open_gate, until
@@ -326,7 +325,7 @@ def test_a_tasks_time_ends_with_it_however_late_its_bar_is_drawn_or_made(pool, m
     ProgressGroup([future, other]).add_tqdm_callback(make)
     future.result()
     other.result()
-    pool._board.pump()
+    pool._monitor.poll()
     assert len(made) == 3
     assert all(0 < bar.format_dict["elapsed"] < 500 for bar in made)
 
@@ -380,11 +379,11 @@ def test_what_is_to_be_drawn_is_drawn_the_next_time_if_ctrl_c_came_in_between():
         if len(calls) == 1:
             raise KeyboardInterrupt
 
-    afterwards.add(draw)
+    after_delivery.add(draw)
     with pytest.raises(KeyboardInterrupt):
-        afterwards.run()
-    afterwards.run()
-    afterwards.run()
+        after_delivery.run()
+    after_delivery.run()
+    after_delivery.run()
     assert calls == ["draw"] * 2
 
 

@@ -257,7 +257,7 @@ def test_callbacks_that_wait_for_each_others_futures_do_not_dead_lock(kind, time
         assert len(results) == 2
         assert timeout is not None or sorted(results) == sorted(values)
     assert [[new["status"] for _, new in each].count("done") for each in states] == [1, 1]
-    assert not executor._board.ended
+    assert not executor._monitor.ended
 
 
 def test_a_task_that_waits_for_a_future_whose_callback_waits_for_the_task_does_not_dead_lock():
@@ -305,17 +305,17 @@ def test_what_ends_while_a_thread_is_about_to_be_done_with_delivering_is_told_by
         future = executor.submit(jobs.step_until, gate)
         states = watch(future)
         until(lambda: future.state["n"])
-        (feed,) = future._task.feeds
+        (subscription,) = future._task.subscriptions
 
-        class LateLock(type(feed._lock)):
+        class LateLock(type(subscription._lock)):
             def release(self):
                 open_gate(gate)
                 until(future.done)
                 assert Aside(future.result).value == future.state["n"]
                 super().release()
 
-        feed._lock = LateLock()
-        feed.deliver(now=True)
+        subscription._lock = LateLock()
+        subscription.deliver(now=True)
         assert [new["status"] for _, new in states] == ["running", "done"]
 
 
@@ -377,7 +377,7 @@ def test_many_callbacks_that_ask_for_their_own_result_are_all_told(local_pool):
 
 
 def test_nested_waits_leave_no_feed_behind(pool):
-    """On the board's list of what is to be told, where it would stay while only others are waited for."""
+    """On the monitor's list of what is to be told, where it would stay while only others are waited for."""
     futures = [pool.submit(jobs.count, n) for n in range(4)]
     group = ProgressGroup(futures)
     for awaited in (*futures, group):
@@ -387,9 +387,9 @@ def test_nested_waits_leave_no_feed_behind(pool):
     until(group.done)
     for future in futures:
         future.result()
-        assert future._task.feeds[0] not in pool._board.ended
+        assert future._task.subscriptions[0] not in pool._monitor.ended
     assert group.result() == [0, 1, 2, 3]
-    assert not pool._board.ended
+    assert not pool._monitor.ended
 
 
 # That come and go, cancel and submit

@@ -21,9 +21,9 @@ from progress_executor import (
     _deadlines,
     _slots,
 )
-from progress_executor._monitor import INTERVAL, Board
+from progress_executor._monitor import INTERVAL, Monitor
 from progress_executor._slots import Slot
-from progress_executor._speedups._layout import STANDS_SINCE, STOOD
+from progress_executor._speedups._layout import PAUSED_SECONDS, PAUSED_SINCE
 from progress_executor._tasks import Task
 
 from . import jobs
@@ -72,7 +72,7 @@ def wait_for_looks(looks, future, count=2):
 
 
 def is_watched(future):
-    return future._task in _deadlines._timer._boards.get(future._task.board, ())
+    return future._task in _deadlines._timer._monitors.get(future._task.monitor, ())
 
 
 def start(future):
@@ -211,12 +211,12 @@ def test_the_time_for_which_it_stands_still_does_not_count(pool, gate, clock, lo
     future.pause()
     until(lambda: future.state["status"] == "paused")
     wait_for_looks(looks, future)
-    stood = future._task.stood()
+    stood = future._task.paused_seconds()
     with Stood(future, 2 * GREAT):
         clock.passed = 2 * GREAT
         wait_for_looks(looks, future)
         assert not future.cancel_requested()
-    assert future._task.stood() >= stood
+    assert future._task.paused_seconds() >= stood
     clock.passed = 0
     future.resume()
     open_gate(gate)
@@ -230,11 +230,11 @@ class Stood:
         self.task, self.seconds = future._task, seconds
 
     def __enter__(self):
-        stood = self.task.stood
-        self.task.stood = lambda: stood() + self.seconds
+        stood = self.task.paused_seconds
+        self.task.paused_seconds = lambda: stood() + self.seconds
 
     def __exit__(self, *exc_info):
-        del self.task.stood
+        del self.task.paused_seconds
 
 
 def test_a_pending_task_that_is_cancelled_is_cancelled(pool, gate):
@@ -650,7 +650,7 @@ def test_the_deadline_of_a_task_whose_board_is_locked_can_be_set():
     with ThreadPoolProgressExecutor() as executor:
         future = executor.submit(jobs.step_until, "")
         for _ in range(100):
-            with executor._board.lock:  # as a finalizer may do that is called there
+            with executor._monitor.lock:  # as a finalizer may do that is called there
                 future.set_deadline(timeout=GREAT, stall=GREAT)
         future.set_deadline(timeout=0.1)
         assert isinstance(future.exception(), TimeoutError)
@@ -671,7 +671,7 @@ def test_a_forked_child_has_none_of_its_parents_deadlines_and_may_have_its_own(t
                 child = os.fork()
             if not child:
                 faulthandler.dump_traceback_later(30, exit=True)
-                assert not _deadlines._timer._boards
+                assert not _deadlines._timer._monitors
                 assert _deadlines._timer._thread is None
                 with make_executor("thread", 1) as own:
                     late = own.submit(jobs.step_until, "")
@@ -712,7 +712,7 @@ class Looked:
         self.day = 1e9
         monkeypatch.setattr(_deadlines, "monotonic", lambda: self.now)
         monkeypatch.setattr(_deadlines, "time", lambda: self.day)
-        self.task = Task(Board(), (print, (), {}))
+        self.task = Task(Monitor(), (print, (), {}))
         self.seconds = {"timeout": None, "stall": None, "kill_after": None, **seconds}
         self.set_deadline()
 
@@ -730,7 +730,7 @@ class Looked:
 
     def look(self):
         before, self.before = self.before, self.now
-        if self.task not in self.task.board.running:  # the timer does not see it
+        if self.task not in self.task.monitor.running:  # the timer does not see it
             return INTERVAL, None
         return self.deadline.look(self.task, before)
 
@@ -839,11 +839,11 @@ def test_what_stands_still_is_not_stalled_and_goes_on_where_it_was(looked, monke
     assert it.after(0.1) is None
     it.task.pause(True)
     words = it.slot.buffer.cast("d")
-    words[STANDS_SINCE] = it.now
+    words[PAUSED_SINCE] = it.now
     for _ in range(100):
         assert it.after(0.2) is None
         it.day -= 1000  # somebody sets the clock
-    words[STOOD], words[STANDS_SINCE] = 20, 0
+    words[PAUSED_SECONDS], words[PAUSED_SINCE] = 20, 0
     it.task.pause(False)
     assert it.after(0.1) is None
     assert it.after(0.2) is None
@@ -853,7 +853,7 @@ def test_what_stands_still_is_not_stalled_and_goes_on_where_it_was(looked, monke
 
 def test_the_next_look_is_when_something_is_due(looked):
     it = looked(timeout=10)
-    it.task.board.running.add(it.task)  # it has left for where it runs
+    it.task.monitor.running.add(it.task)  # it has left for where it runs
     assert it.look()[0] == INTERVAL
     it.start()
     assert it.look()[0] == 1

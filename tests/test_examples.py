@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import progress_executor
-from progress_executor._monitor import _tickers
+from progress_executor._monitor import _loop_pollers
 
 from .conftest import DEADLINE, LOCAL
 from .terminal import Terminal
@@ -189,7 +189,7 @@ def test_a_client_that_disconnects_leaves_the_task_running_and_nothing_behind(mo
                         assert await response.content.readline() == b"\n"
                     response.close()
                 (future,) = futures
-                await until_async(lambda: not future._waiters and loop not in _tickers)
+                await until_async(lambda: not future._waiters and loop not in _loop_pollers)
                 n = future.state["n"]
                 await until_async(lambda: future.state["n"] > n)
                 assert not future.cancel_requested()

@@ -181,7 +181,7 @@ def test_a_forked_child_can_read_a_state_whose_lock_another_thread_held(tmp_path
             until(lambda: future.state["n"])
             held, go = threading.Event(), threading.Event()
             def hold():
-                with executor._board.lock:
+                with executor._monitor.lock:
                     held.set()
                     go.wait()
             threading.Thread(target=hold).start()

@@ -16,7 +16,7 @@ import pytest
 
 from progress_executor import ProgressGroup, SyncProgressExecutor, ThreadPoolProgressExecutor, _following
 from progress_executor._executors.sync import SyncTask
-from progress_executor._monitor import _tickers
+from progress_executor._monitor import _loop_pollers
 from progress_executor._tasks import Task
 
 from . import jobs
@@ -515,8 +515,8 @@ def assert_nothing_is_left(future, group):
     assert not future._done_callbacks
     assert [type(waiter).__name__ for waiter in future._waiters] == ["_Waiter"]  # the group's
     assert not group._waiters
-    assert future._task.ticker is None
-    assert group.ticker is None
+    assert future._task.loop_poller is None
+    assert group.loop_poller is None
     assert not future._condition._waiters
     assert not group._done._waiters
 
@@ -587,7 +587,7 @@ def test_leaving_an_async_for_loop_leaves_nothing_behind(pool, gate, how):
             assert made[0]() is None
             gc.collect()  # from 3.14 on asyncio.wait leaves a cycle when it is cancelled
             assert sys.getrefcount(followed) == references
-            assert loop not in _tickers
+            assert loop not in _loop_pollers
 
     with running(pool, gate) as both:
         asyncio.run(main(both))
@@ -598,11 +598,11 @@ def test_a_task_that_is_cancelled_while_it_waits_for_a_turn_leaves_nothing_behin
         states = followed.states(FAR)
         await anext(states)
         task = asyncio.create_task(anext(states))
-        await until_async(lambda: asyncio.get_running_loop() in _tickers)
+        await until_async(lambda: asyncio.get_running_loop() in _loop_pollers)
         task.cancel()
         await asyncio.wait([task])
         assert task.cancelled()
-        assert asyncio.get_running_loop() not in _tickers
+        assert asyncio.get_running_loop() not in _loop_pollers
 
     with running(pool, gate) as both:
         for followed in both:

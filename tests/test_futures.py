@@ -517,7 +517,7 @@ def test_a_finalizer_of_an_argument_may_cancel_its_own_future(make, gate):
 
 def test_a_task_that_must_not_start_was_never_running():
     with ThreadPoolProgressExecutor() as executor:
-        executor._board.cancelling = True  # as on Ctrl-C
+        executor._monitor.cancelling = True  # as on Ctrl-C
         future = executor.submit(jobs.count, 3)
         states = watch(future)
         until(future.done)

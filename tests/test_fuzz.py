@@ -200,7 +200,7 @@ def fuzz_resting_slots(seed, rounds, gate, caplog):
                 future._task.slot.buffer[1:] = garbage(chance)[1:]
             for watched in (*futures, group):
                 source = watched._source()
-                executor._board.deliver(source.feeds[0], now=True)
+                executor._monitor.deliver(source.subscriptions[0], now=True)
             watch.check()
         told = watch.told
         open_gate(gate)

@@ -220,7 +220,7 @@ def test_the_deadline_of_a_group_can_be_removed(pool, gate):
     group = ProgressGroup([pool.submit(jobs.step_until, gate) for _ in range(4)])
     group.set_deadline(timeout=1000)
     group.set_deadline()
-    assert not any(future._task in _deadlines._timer._boards.get(future._task.board, ()) for future in group.futures)
+    assert not any(future._task in _deadlines._timer._monitors.get(future._task.monitor, ()) for future in group.futures)
     open_gate(gate)
     group.result()
 
@@ -492,7 +492,7 @@ def test_the_state_of_ended_members_is_read_without_the_lock_of_their_executor(p
     concurrent.futures.wait(group.futures)
     states = []
     asker = threading.Thread(target=lambda: states.append(group.state), daemon=True)
-    with pool._board.lock:
+    with pool._monitor.lock:
         asker.start()
         until(lambda: states)
 
@@ -512,7 +512,7 @@ def test_a_callback_that_is_added_while_a_group_ends_is_told_once(pool, gate):
     open_gate(gate)
     group.result()
     assert states.count("done") == 1
-    assert group.feeds[0].empty
+    assert group.subscriptions[0].empty
 
 
 def test_a_group_whose_members_have_ended_is_running_until_it_is_done(pool, gate):
@@ -584,7 +584,7 @@ def test_awaiting_a_group_delivers_its_members_wherever_their_callbacks_were_add
         group = ProgressGroup(futures)
         await group
         assert not group._waiters
-        assert all(future._task.ticker is None for future in futures)
+        assert all(future._task.loop_poller is None for future in futures)
 
     futures = [pool.submit(jobs.count_slowly, 40, 0.01) for _ in range(2)]
     add()  # here, and not where it is awaited

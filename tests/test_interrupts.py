@@ -34,7 +34,7 @@ from progress_executor._executors.process.pool import Workers
 from progress_executor._executors.process.task import ProcessTask
 from progress_executor._executors.sync import SyncFuture, SyncTask
 from progress_executor._interrupts import SafeCondition, SigintDeferred
-from progress_executor._monitor import Board
+from progress_executor._monitor import Monitor
 from progress_executor._tasks import Task
 
 from . import jobs
@@ -149,7 +149,7 @@ if __name__ == "__main__":
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # the second one, if it comes when all is over
     except KeyboardInterrupt as error:  # the first one, or the second before that line
         word = "interrupted"
-        if made._inside is not None:
+        if made._with_block_thread is not None:
             note("never left", text="".join(traceback.format_exception(error)))
             doors = [type(made).__exit__.__code__, type(made).__aexit__.__code__]
             places = [(frame.f_code, line) for frame, line in traceback.walk_tb(error.__traceback__)]
@@ -594,7 +594,7 @@ def interrupt_leaving(style):
         finally:
             sys.setprofile(None)
             loop.close()
-        assert executor._inside is None
+        assert executor._with_block_thread is None
         assert not concurrent.futures.wait(futures, DEADLINE).not_done
         executor.shutdown()
         if next(calls) <= number:
@@ -725,7 +725,7 @@ def test_an_interrupt_leaves_no_condition_locked(use):
 
 @not_on_3_14
 def test_ctrl_c_leaves_no_future_locked_that_is_waited_for():
-    futures = [ProgressFuture(Task(Board(), None)) for _ in range(10)]
+    futures = [ProgressFuture(Task(Monitor(), None)) for _ in range(10)]
     handler = signal.getsignal(signal.SIGINT)
     before = signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
     try:

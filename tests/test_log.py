@@ -329,7 +329,7 @@ def test_what_was_said_to_nobody_is_kept_for_who_comes(each_pool, tmp_path):
     first, second = said_by(future), []
 
     def deliver():
-        future._task.board.pump(waited_for={future._task})
+        future._task.monitor.poll(waited_for={future._task})
 
     until(lambda: deliver() or first)
     future.remove_log_callback(first.append)

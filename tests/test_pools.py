@@ -211,7 +211,7 @@ def test_what_is_being_given_in_advance_is_cancelled_by_ctrl_c(monkeypatch, gate
         threading.Timer(0.1, go.set).start()  # in the midst of leaving
         raise KeyboardInterrupt
     assert [future.cancelled() for future in futures] == [True, True]
-    assert not executor._board.running
+    assert not executor._monitor.running
 
 
 @forks

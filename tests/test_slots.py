@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from progress_executor import _slots
 from progress_executor._executors.process.memory import SharedMemory
 from progress_executor._executors.process.worker import _end_with_caller
-from progress_executor._monitor import Board
+from progress_executor._monitor import Monitor
 from progress_executor._slots import EMPTY, Slot
 from progress_executor._speedups._layout import (
     ASKED,
@@ -138,7 +138,7 @@ def test_a_write_that_never_ends_gives_the_last_consistent_snapshot(slot, update
 
 
 def test_the_final_state_waits_for_a_write_whose_thread_waits_for_a_processor(slot, updater, monkeypatch):
-    task = Task(Board(), None)
+    task = Task(Monitor(), None)
     task.start(slot, time.time())
     updater(slot.buffer).n = 42
     slot.buffer.cast("q")[SEQUENCE] |= 1

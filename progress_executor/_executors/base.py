@@ -17,10 +17,10 @@ from types import TracebackType
 from typing import Any, NoReturn, ParamSpec, Self, TypeVar, overload
 
 from .._deadlines import kill_later, look_for_the_thread
-from .._following import Alarm
+from .._following import DoneWaiter
 from .._futures import ProgressFuture
 from .._interrupts import SafeCondition, SigintDeferred, call_each
-from .._monitor import INTERVAL, Board, logger
+from .._monitor import INTERVAL, Monitor, logger
 from .._speedups import Updater
 from .._tasks import Call, takes_progress
 from . import signatures
@@ -35,13 +35,13 @@ _executors: "weakref.WeakSet[ProgressExecutor]" = weakref.WeakSet()
 """All of this process."""
 
 
-def _disown_executors() -> None:
+def _detach_after_fork() -> None:
     """In a forked child: neither threads nor workers would ever run a task, and another thread may have held a lock."""
     for executor in _executors:
         executor._enqueue = _refuse  # type: ignore[method-assign]  # here and not in `submit`, which need not ask each time
-        executor._board.lock = threading.RLock()  # for whoever asks for the state of a task
-        for task in executor._board.running:
-            task.disown()
+        executor._monitor.lock = threading.RLock()  # for whoever asks for the state of a task
+        for task in executor._monitor.running:
+            task.detach_after_fork()
     _executors.clear()
     executors_to_leave.clear()
 
@@ -51,7 +51,7 @@ def _refuse(call: Call) -> NoReturn:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_disown_executors)
+    os.register_at_fork(after_in_child=_detach_after_fork)
 
 
 class End:
@@ -60,27 +60,27 @@ class End:
     def __init__(self) -> None:
         self.reached = False
         self._condition = SafeCondition()
-        self._alarms: list[Alarm] = []
+        self._done_waiters: list[DoneWaiter] = []
 
     def reach(self) -> None:
         with self._condition:
             self.reached = True
             self._condition.notify_all()
-        for alarm in self._alarms.copy():
-            alarm.ring()
+        for done_waiter in self._done_waiters.copy():
+            done_waiter.wake()
 
     def wait(self, timeout: float) -> bool:
         with self._condition:
             return self.reached or self._condition.wait(timeout) or self.reached
 
     async def wait_in_loop(self, timeout: float) -> bool:
-        alarm = Alarm()
-        self._alarms.append(alarm)
+        done_waiter = DoneWaiter()
+        self._done_waiters.append(done_waiter)
         try:
             if not self.reached:
-                await asyncio.wait([alarm.rung], timeout=timeout)
+                await asyncio.wait([done_waiter.woken], timeout=timeout)
         finally:
-            self._alarms.remove(alarm)
+            self._done_waiters.remove(done_waiter)
         return self.reached
 
 
@@ -96,9 +96,9 @@ class ProgressExecutor(Executor):
     """Seconds after which a task is killed that Ctrl-C has asked to stop."""
 
     def _set_up(self, end: End | None = None) -> None:
-        self._board = Board()
+        self._monitor = Monitor()
         self._end = end or End()
-        self._inside: int | None = None  # the thread that is in the executor's `with` block
+        self._with_block_thread: int | None = None  # the thread that is in the executor's `with` block
         self._owner = os.getpid()
         _executors.add(self)
 
@@ -186,7 +186,7 @@ class ProgressExecutor(Executor):
         Callbacks, sinks and bars that this thread has added, to any future or group of this executor, are told what they
         would be told if it waited. A SyncProgressExecutor runs nothing.
         """
-        self._board.pump()
+        self._monitor.poll()
 
     @abstractmethod
     def _enqueue(self, call: Call) -> ProgressFuture[Any]: ...
@@ -204,7 +204,7 @@ class ProgressExecutor(Executor):
             interrupts = self._cancel_pending() if cancel_futures else []
         else:
             interrupts = []
-            interrupted = self._board.cancelling  # Ctrl-C has left the `with` block: the next one is the second
+            interrupted = self._monitor.cancelling  # Ctrl-C has left the `with` block: the next one is the second
             try:
                 while True:
                     try:
@@ -221,7 +221,7 @@ class ProgressExecutor(Executor):
                         interrupted = True
                         interrupts = self._cancel_all() or [error]
             except KeyboardInterrupt:
-                self._give_up()
+                self._cancel_and_close_bars()
                 raise
         if interrupts:
             raise interrupts.pop()
@@ -241,18 +241,18 @@ class ProgressExecutor(Executor):
         self._check_leaving()
         self._close()
         while not self._end.wait(min(self._pause(), look_for_the_thread())):
-            self._board.pump()
+            self._monitor.poll()
         self._clean_up()
-        self._board.pump(everyone=True)
+        self._monitor.poll(everyone=True)
 
     def _pause(self) -> float:
         """For how long to wait at most: until something is to be delivered."""
-        return INTERVAL if self._board.watched else 1.0
+        return INTERVAL if self._monitor.watched else 1.0
 
     def _clean_up(self) -> None:
         """Called when the end is reached."""
 
-    def _give_up(self) -> None:
+    def _cancel_and_close_bars(self) -> None:
         """Ctrl-C is raised before all have ended: they are asked to, and the terminal is left to the program.
 
         Not by a forked child, in which it may come before the executor is asked whose it is.
@@ -260,7 +260,7 @@ class ProgressExecutor(Executor):
         with SigintDeferred():
             if self._owner == os.getpid():
                 self._cancel_all()
-                self._board.close_bars()
+                self._monitor.close_bars()
 
     def _cancel_pending(self) -> list[BaseException]:
         """Cancel what is not running; returns the last interrupt of a done callback, to be raised when all have ended.
@@ -273,9 +273,9 @@ class ProgressExecutor(Executor):
     def _cancel_all(self) -> list[BaseException]:
         """Ask all tasks to stop; otherwise like `_cancel_pending`."""
         with SigintDeferred():
-            with self._board.lock:
-                self._board.cancelling = True
-                running = self._board.running.copy()
+            with self._monitor.lock:
+                self._monitor.cancelling = True
+                running = self._monitor.running.copy()
             pending = self._pending()  # first: they do not begin where others stop
             for task in running:
                 task.request_cancel()
@@ -283,13 +283,13 @@ class ProgressExecutor(Executor):
             return call_each(pending)
 
     def __enter__(self) -> Self:
-        self._inside = threading.get_ident()
+        self._with_block_thread = threading.get_ident()
         return self
 
     def __del__(self) -> None:
         # Ctrl-C may hit `__exit__` or `__aexit__` before its first line: the block was left, and nobody has waited.
-        if getattr(self, "_inside", None) is not None:
-            self._give_up()
+        if getattr(self, "_with_block_thread", None) is not None:
+            self._cancel_and_close_bars()
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
@@ -298,15 +298,15 @@ class ProgressExecutor(Executor):
             interrupts = self._cancel_all() if _is_interrupt(exc_type) and self._owner == os.getpid() else []
             self.shutdown(wait=True)
         except KeyboardInterrupt:
-            self._give_up()
+            self._cancel_and_close_bars()
             raise
         finally:
-            self._inside = None
+            self._with_block_thread = None
         if interrupts:
             raise interrupts.pop()
 
     async def __aenter__(self) -> Self:
-        self._inside = threading.get_ident()
+        self._with_block_thread = threading.get_ident()
         return self
 
     async def __aexit__(
@@ -317,12 +317,12 @@ class ProgressExecutor(Executor):
                 return
             interrupts = self._cancel_all() if _is_interrupt(exc_type) else []
             interrupts = await self._leave_in_loop() or interrupts
-            self._board.pump(everyone=True)
+            self._monitor.poll(everyone=True)
         except KeyboardInterrupt:
-            self._give_up()
+            self._cancel_and_close_bars()
             raise
         finally:
-            self._inside = None
+            self._with_block_thread = None
         if interrupts:
             raise interrupts.pop()
 
@@ -332,7 +332,7 @@ class ProgressExecutor(Executor):
         self._check_leaving()
         self._close()
         while not self._end.reached:
-            self._board.pump()
+            self._monitor.poll()
             try:
                 await self._end.wait_in_loop(self._pause())
             except asyncio.CancelledError as error:
@@ -384,7 +384,7 @@ def leave_all() -> None:
     interrupted = not hasattr(sys, "ps1") and issubclass(getattr(sys, "last_type", None) or Exception, KeyboardInterrupt)
     for executor in tuple(executors_to_leave):
         try:
-            if interrupted or executor._inside == threading.get_ident():  # see `__del__`
+            if interrupted or executor._with_block_thread == threading.get_ident():  # see `__del__`
                 executor._cancel_all()
             executor.shutdown()
         except KeyboardInterrupt:

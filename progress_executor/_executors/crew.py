@@ -239,8 +239,8 @@ class PoolExecutor(ProgressExecutor):
         base.executors_to_leave.add(self)
 
     def _put(self, future: F) -> F:
-        if self._inside is None:  # else it is left, or at its end cancels what it was given: see `__del__`
-            future._task.keeps = self
+        if self._with_block_thread is None:  # else it is left, or at its end cancels what it was given: see `__del__`
+            future._task.keepalive = self
         self._crew.put(future)
         return future
 

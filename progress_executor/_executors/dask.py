@@ -36,7 +36,7 @@ except ImportError as error:
 from .. import __version__
 from .._futures import ProgressFuture, check_message
 from .._interrupts import SigintDeferred
-from .._monitor import INTERVAL, Board, Feed, logger
+from .._monitor import INTERVAL, Monitor, Subscription, logger
 from .._state import CANCELLED, DONE, PAUSED, RUNNING, ProgressState
 from .._tasks import Call, Task
 from .base import ProgressExecutor, executors_to_leave
@@ -67,18 +67,18 @@ class _RemoteSlot:
 
     def __init__(self) -> None:
         self.state = ProgressState(n=0, total=None, status=RUNNING)
-        self.pulse = 0
-        self._stood = 0.0
+        self.change_count = 0
+        self._paused_seconds = 0.0
         self._stands_since: float | None = None
 
     def hear(self, state: ProgressState, stands: bool, stood: float) -> None:
         """Take over what the worker tells: the state, whether the task stands still, for how long it did."""
-        self.state, self._stood, self._stands_since = state, stood, monotonic() if stands else None
-        self.pulse += 1
+        self.state, self._paused_seconds, self._stands_since = state, stood, monotonic() if stands else None
+        self.change_count += 1
 
     @property
-    def stood(self) -> float:
-        return self._stood + (0.0 if self._stands_since is None else monotonic() - self._stands_since)
+    def paused_seconds(self) -> float:
+        return self._paused_seconds + (0.0 if self._stands_since is None else monotonic() - self._stands_since)
 
     def cancel(self, reason: str | None) -> None: ...
 
@@ -99,15 +99,15 @@ class DaskTask(Task):
     future: "ProgressFuture[Any] | None" = None  # likewise: it is a cycle
     connection: object = None  # the one over which it was submitted
 
-    def __init__(self, board: Board, call: Call, executor: "DaskProgressExecutor", number: int) -> None:
-        super().__init__(board, call)
+    def __init__(self, monitor: Monitor, call: Call, executor: "DaskProgressExecutor", number: int) -> None:
+        super().__init__(monitor, call)
         self.executor = executor
         self.number = number
         self._run_id = -1
         self._speaks = False  # and its worker does not know that somebody listens
 
     @property
-    def lazy(self) -> bool:  # type: ignore[override]
+    def runs_when_waited_for(self) -> bool:  # type: ignore[override]
         """Whether who waits would block what ends it.
 
         Reused, as whoever waits looks at it: `run_here` does not run anything, but raises a RuntimeError.
@@ -129,21 +129,21 @@ class DaskTask(Task):
             self.executor._instruct(self)
         return asked
 
-    def listen(self, feed: Feed) -> None:
-        super().listen(feed)
+    def listen(self, subscription: Subscription) -> None:
+        super().listen(subscription)
         if self._speaks:
             self.executor._instruct(self)
 
     def hear_news(self, news: News) -> None:
         """Of its attempts the highest counts."""
-        with self.board.lock:  # in the other thread it may be ending just now
+        with self.monitor.lock:  # in the other thread it may be ending just now
             if self.finished or news.run_id < self._run_id:
                 return
             if news.run_id > self._run_id:
                 self._run_id = news.run_id
                 self._begin(time() - news.seconds)
             state = ProgressState(n=news.n, total=news.total, status=news.status)
-            self.slot.hear(state, news.paused and news.status == PAUSED, news.stood)  # type: ignore[union-attr]
+            self.slot.hear(state, news.paused and news.status == PAUSED, news.paused_seconds)  # type: ignore[union-attr]
             for message in news.messages or ():
                 self.hear(message)
             self._speaks = news.messages is None
@@ -160,7 +160,7 @@ class DaskTask(Task):
             self.future.set_running_or_notify_cancel()
 
     def finish(self, status: str) -> None:
-        with self.board.lock:
+        with self.monitor.lock:
             super().finish(status)
 
     # What follows is called in the thread that ends futures.
@@ -179,12 +179,12 @@ class DaskTask(Task):
                 ValueError("another client has a task with this key: there is its outcome, and none of this one")
             )
             return
-        with self.board.lock:
+        with self.monitor.lock:
             if self.slot is None:  # a short one, of which no worker has told
                 self._begin(time())
             for message in ended.messages:
                 self.hear(message)
-            self.slot.hear(ended.state, False, ended.stood)  # type: ignore[union-attr]  # but no final status, until `finish` makes it the final state
+            self.slot.hear(ended.state, False, ended.paused_seconds)  # type: ignore[union-attr]  # but no final status, until `finish` makes it the final state
         try:
             value = pickle.loads(pickled)
         except Exception as error:
@@ -272,7 +272,7 @@ class DaskProgressExecutor(ProgressExecutor):
     def _enqueue(self, call: Call) -> ProgressFuture[Any]:
         fn, _, kwargs = call
         options = _take_options(fn, kwargs)
-        task = DaskTask(self._board, call, self, next(_numbers))
+        task = DaskTask(self._monitor, call, self, next(_numbers))
         future = task.future = DaskFuture(task)
         try:
             pickled = io.BytesIO()

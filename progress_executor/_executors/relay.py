@@ -41,7 +41,7 @@ class News(NamedTuple):
     """Since it began, and no time of day: the client has another clock."""
     paused: bool
     """Whether it was asked to stand still."""
-    stood: float
+    paused_seconds: float
     """Seconds for which it stood still."""
     n: int | float
     total: int | float | None
@@ -56,7 +56,7 @@ class Outcome(NamedTuple):
     topic: str
     number: int
     ended_as: str
-    stood: float
+    paused_seconds: float
     state: ProgressState
     messages: list[Message]
     """What it has said since the last news."""
@@ -124,7 +124,7 @@ class Attempt:
 
     def news(self, last: bool = False) -> News | None:
         """What the client has not been told."""
-        pulse, state, unheard = self.slot.pulse, self.slot.snapshot(), bool(self.unread)
+        pulse, state, unheard = self.slot.change_count, self.slot.snapshot(), bool(self.unread)
         if not last and (pulse, state) == self._told and not (unheard and self._heard):
             return None
         self._told = pulse, state
@@ -134,7 +134,9 @@ class Attempt:
         elif unheard:
             messages = None
         seconds = monotonic() - self._began
-        return News(self.identity[1], self._task.run_id, seconds, self._paused, self.slot.stood, **state, messages=messages)
+        return News(
+            self.identity[1], self._task.run_id, seconds, self._paused, self.slot.paused_seconds, **state, messages=messages
+        )
 
 
 class _Recent(dict[Identity, float]):
@@ -282,5 +284,5 @@ def run(packet: bytes, *values: Any) -> Packed:
 
 def _packed(attempt: Attempt, ended_as: str, value: object) -> Packed:
     pickled: bytes = dumps(value)  # type: ignore[no-untyped-call]
-    outcome = Outcome(*attempt.identity, ended_as, attempt.slot.stood, attempt.slot.snapshot(), attempt.take())
+    outcome = Outcome(*attempt.identity, ended_as, attempt.slot.paused_seconds, attempt.slot.snapshot(), attempt.take())
     return pickle.dumps(tuple(outcome)), pickled

@@ -13,7 +13,7 @@ from typing import Any
 
 from .._futures import ProgressFuture
 from .._interrupts import SigintDeferred
-from .._monitor import Board, Ticker
+from .._monitor import LoopPoller, Monitor
 from .._tasks import Call, Task
 from .base import ProgressExecutor
 
@@ -23,10 +23,10 @@ _numbers = itertools.count()
 class SyncTask(Task):
     """Does nothing until somebody waits for it; then it runs in that thread."""
 
-    lazy = True
+    runs_when_waited_for = True
 
-    def __init__(self, board: Board, call: Call, futures: "dict[SyncTask, ProgressFuture[Any]]") -> None:
-        super().__init__(board, call)
+    def __init__(self, monitor: Monitor, call: Call, futures: "dict[SyncTask, ProgressFuture[Any]]") -> None:
+        super().__init__(monitor, call)
         self.number = next(_numbers)
         self.futures = futures  # of the executor: all that are not done
         self.thread: int | None = None  # which runs it
@@ -61,7 +61,7 @@ class SyncTask(Task):
     def _take(self) -> bool:
         """Whether it is the calling thread that has to run it; RuntimeError if that does so already."""
         thread = threading.get_ident()
-        with self.board.lock:
+        with self.monitor.lock:
             taken, self.thread = self.thread, self.thread or thread
         if taken == thread and not self.finished:
             raise RuntimeError("a task of a SyncProgressExecutor cannot wait for itself, nor can what it calls")
@@ -69,17 +69,17 @@ class SyncTask(Task):
 
     def push(self, now: bool) -> None:
         # Threads of the task may count, but callbacks are called in the thread that waits.
-        if self.board.watched and self.thread == threading.get_ident():
-            for feed in self.feeds:
-                feed.deliver(now)
-            self.board.pump()
+        if self.monitor.watched and self.thread == threading.get_ident():
+            for subscription in self.subscriptions:
+                subscription.deliver(now)
+            self.monitor.poll()
 
     @property
     def to_be_run(self) -> bool:  # type: ignore[override]
         return self.thread is None and not self.finished
 
-    async def run_in_loop(self, ticker: Ticker) -> None:
-        async with ticker.turn:
+    async def run_in_loop(self, loop_poller: LoopPoller) -> None:
+        async with loop_poller.turn:
             # Ctrl-C may have cancelled asyncio's main task just now, which cannot run while this does. It does in this
             # turn of the loop, and cancels this one if it waits for it; what comes during the turn is counted.
             self.cancels_heard = _cancels_of_main_task(signal.getsignal(signal.SIGINT))
@@ -89,11 +89,11 @@ class SyncTask(Task):
             # a cancellation after two seconds: a sleep, however short, comes after all of that.
             await asyncio.sleep(1e-9)
 
-    async def wait_in_loop(self, future: "Future[Any]", ticker: Ticker) -> None:
+    async def wait_in_loop(self, future: "Future[Any]", loop_poller: LoopPoller) -> None:
         try:
-            await self.run_in_loop(ticker)
+            await self.run_in_loop(loop_poller)
             if not future.done():  # another thread runs it
-                await super().wait_in_loop(future, ticker)
+                await super().wait_in_loop(future, loop_poller)
         finally:
             del future  # see `ProgressFuture.result`
 
@@ -171,7 +171,7 @@ class SyncProgressExecutor(ProgressExecutor):
     def _enqueue(self, call: Call) -> ProgressFuture[Any]:
         if self._closed:
             raise RuntimeError("cannot schedule new futures after shutdown")
-        task = SyncTask(self._board, call, self._futures)
+        task = SyncTask(self._monitor, call, self._futures)
         future = self._futures[task] = SyncFuture(task)
         return future
 
@@ -183,7 +183,7 @@ class SyncProgressExecutor(ProgressExecutor):
         for task, future in tuple(self._futures.items()):
             task.run_here()
             concurrent.futures.wait([future])  # unless another thread runs it, it is done
-        self._board.pump(everyone=True)
+        self._monitor.poll(everyone=True)
 
     async def _leave_in_loop(self) -> list[BaseException]:
         self._closed = True

@@ -64,4 +64,4 @@ class ThreadPoolProgressExecutor(PoolExecutor, ThreadPoolExecutor):  # type: ign
         self._set_up_pool(crew)
 
     def _enqueue(self, call: Call) -> ProgressFuture[Any]:
-        return self._put(ProgressFuture(Task(self._board, call)))
+        return self._put(ProgressFuture(Task(self._monitor, call)))

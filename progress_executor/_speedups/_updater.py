@@ -38,15 +38,15 @@ from ._layout import (
     OPEN_BYTE,
     PAUSE,
     PAUSE_BYTE,
+    PAUSED_SECONDS,
+    PAUSED_SINCE,
     PUBLISH_BYTE,
     PUSHING,
     SEQUENCE,
     SLOT_SIZE,
-    STANDS_SINCE,
     STATUS_BYTE,
     STATUS_LENGTH_BYTE,
     STATUS_SIZE,
-    STOOD,
     TASK_BYTE,
     TEXT_SIZE,
     TOTAL,
@@ -490,17 +490,17 @@ class Updater:
         """Return when the caller has the task go on, or stop."""
         with self._lock:
             times = self._doubles
-            if not times[STANDS_SINCE]:  # of several threads of the task the first one
-                times[STANDS_SINCE] = monotonic()
+            if not times[PAUSED_SINCE]:  # of several threads of the task the first one
+                times[PAUSED_SINCE] = monotonic()
         try:
             wait_while(self._is_to_stand)
         finally:
             with self._lock:
                 times = self._doubles
-                since = times[STANDS_SINCE]
+                since = times[PAUSED_SINCE]
                 if since:
-                    times[STANDS_SINCE] = 0.0
-                    times[STOOD] += max(0.0, monotonic() - since)
+                    times[PAUSED_SINCE] = 0.0
+                    times[PAUSED_SECONDS] += max(0.0, monotonic() - since)
 
     def _is_to_stand(self) -> bool:
         slot = self._slot

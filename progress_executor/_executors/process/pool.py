@@ -216,7 +216,7 @@ class ProcessPoolProgressExecutor(PoolExecutor, ProcessPoolExecutor):  # type: i
     _takes_chunks = True
 
     def _enqueue(self, call: Call) -> ProcessFuture:
-        return self._put(ProcessFuture(ProcessTask(self._board, call)))
+        return self._put(ProcessFuture(ProcessTask(self._monitor, call)))
 
     def _cancel_all(self) -> list[BaseException]:
         interrupts = super()._cancel_all()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class ProcessTask(Task):
     """Its slot is in the memory of the worker that has it, and serves another task when this one has ended.
 
-    The board's lock keeps them apart.
+    The monitor's lock keeps them apart.
     """
 
     link: "Link | None" = None  # to the worker that it was given to
@@ -24,7 +24,7 @@ class ProcessTask(Task):
 
     def attach(self, link: "Link", slot: Slot) -> bool:
         """It is given to a worker; False if it was cancelled before."""
-        with self.board.lock:
+        with self.monitor.lock:
             self.link = link  # first: a finalizer that cancels in the midst of this finds it given
             if self._final is not None or not self.start(slot, None):
                 self.link = self.slot = None
@@ -33,9 +33,9 @@ class ProcessTask(Task):
 
     def detach(self) -> None:
         """It is pending again."""
-        with self.board.lock:
+        with self.monitor.lock:
             self.link = self.slot = None
-            self.board.running.discard(self)
+            self.monitor.running.discard(self)
 
     def withdraw(self) -> bool:
         while (link := self.link) is not None:
@@ -60,8 +60,11 @@ class ProcessTask(Task):
     def finish(self, status: str) -> None:
         if self._final is not None:
             return
-        kept = self.call, self.keeps  # what only the task keeps alive must not end, and run anybody's code, under the lock
-        with self.board.lock:
+        kept = (
+            self.call,
+            self.keepalive,
+        )  # what only the task keeps alive must not end, and run anybody's code, under the lock
+        with self.monitor.lock:
             if self.slot is not None:
                 self.started_at = self.slot.started_at
                 if not self.reports and not self.was_paused and self.slot.blank:
@@ -70,8 +73,8 @@ class ProcessTask(Task):
         self.link = None
         del kept
 
-    def disown(self) -> None:
-        with self.board.lock:
+    def detach_after_fork(self) -> None:
+        with self.monitor.lock:
             self.link = None
             if self.slot is not None:
                 self.slot = Slot(bytearray(self.slot.buffer))
