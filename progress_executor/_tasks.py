@@ -291,7 +291,7 @@ class Task:
             return True
 
     def listen(self, subscription: Subscription) -> None:
-        """Have `subscription` told what the task says, and what it has said, unless somebody was told that already. Once a subscription."""
+        """Have it told what the task says, and what it has said, unless somebody was told that already. Once each."""
         with self.monitor.lock:
             self._handing_over = True
             try:

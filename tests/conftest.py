@@ -35,8 +35,8 @@ IMPLEMENTATIONS = {
 # A shell ignores SIGINT in what it starts in the background, and programs inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# What tests with timers put back: an done_waiter that came in another thread may reach Python later than that, which complains
-# ("ignored due to race condition") where it finds no handler then. A child that an done_waiter is to end needs SIG_DFL.
+# What tests with timers put back: an alarm that came in another thread may reach Python later than that, which complains
+# ("ignored due to race condition") where it finds no handler then. A child that an alarm is to end needs SIG_DFL.
 if hasattr(signal, "SIGALRM"):
     signal.signal(signal.SIGALRM, lambda *_: None)
 

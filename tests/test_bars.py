@@ -11,6 +11,7 @@ import pytest
 import tqdm
 
 from progress_executor import ProgressGroup
+from progress_executor._monitor import after_delivery
 
 from . import jobs
 from .conftest import open_gate, until
