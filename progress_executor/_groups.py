@@ -24,15 +24,8 @@ from ._tasks import Task
 T = TypeVar("T")
 
 
-class ProgressGroup(Watchable, Generic[T]):
-    """The progress of many futures in one place; they may be of several executors.
-
-    `n` and `total` of its state are sums over its members. A member whose total is not known, or not yet, counts as a task
-    of average size: the mean of the totals that are known (1 if none is) is added to `total`, and to `n` if it is done. So
-    the bar of tasks that never tell a total counts tasks, and that of tasks that tell it when they start does not run ahead.
-
-    TypeError for what is no future of this library's executors.
-    """
+class _GroupSource:
+    """What is known of the members of a group, and who is told."""
 
     subscriptions: Sequence[Subscription] = ()
     loop_poller: LoopPoller | None = None
@@ -42,20 +35,15 @@ class ProgressGroup(Watchable, Generic[T]):
     _paused_seconds = 0.0
     _last_end: float | None = None
 
-    def __init__(self, futures: Iterable[ProgressFuture[T]]) -> None:
-        self.futures: tuple[ProgressFuture[T], ...] = tuple(futures)
-        """The members, in the order in which they were given."""
-        for future in self.futures:
-            if not isinstance(future, ProgressFuture):
-                raise TypeError(f"a group is made of this library's futures, not of {type(future).__name__}")
-        self._undone: dict[Task, ProgressFuture[T]] = {future._task: future for future in self.futures}
+    def __init__(self, futures: "tuple[ProgressFuture[Any], ...]") -> None:
+        self._undone: dict[Task, ProgressFuture[Any]] = {future._task: future for future in futures}
         self.parts: tuple[Task, ...] = tuple(self._undone)
         self._running: set[Task] = set()  # those of them that were seen running: what a tick looks at
         self._ended: list[Task] = []  # in order
         self._counted = _Sums()  # of the first ones among those
         self._lock = threading.RLock()  # a finalizer may ask for the state
         self._done = SafeCondition()  # not an Event: a signal handler may cancel the last member while this waits
-        self.finished: bool = not self.futures
+        self.finished: bool = not futures
         self._waiters: list[DoneWaiter] = []
         self.monitors: tuple[Monitor, ...] = tuple({task.monitor: None for task in self._undone}) or (Monitor(),)
         waiter = _Waiter(self)
@@ -108,22 +96,6 @@ class ProgressGroup(Watchable, Generic[T]):
         if began is not None and (self._began is None or began < self._began):
             self._began = began
 
-    # What is to be told
-
-    if TYPE_CHECKING:  # the callbacks of a group are told more than those of a future
-
-        def add_progress_callback(self, fn: Callable[[GroupState, GroupState], object]) -> None: ...
-        def remove_progress_callback(self, fn: Callable[[GroupState, GroupState], object]) -> None: ...
-
-    @property
-    def state(self) -> GroupState:
-        """A snapshot: the sums of `n` and `total`, a status, and how many members are in which.
-
-        The status is "pending" until a member starts, "running" until all have ended, but "paused" while all that run stand
-        still, then "failed" if one has failed, "cancelled" if one was cancelled, else "done".
-        """
-        return self.snapshot()
-
     def snapshot(self) -> GroupState:
         finished = self.finished  # before it is, it is not told to be
         with self._lock:
@@ -144,15 +116,8 @@ class ProgressGroup(Watchable, Generic[T]):
             state["status"] = PAUSED if 0 < standing == state["running"] else RUNNING
         return state
 
-    def done(self) -> bool:
-        """Whether all members are done."""
-        return self.finished
-
-    def _source(self) -> "ProgressGroup[T]":
-        return self
-
-    def _since(self) -> float | None:
-        over = self._paused_at is not None and not self.paused  # all of them, or one by itself, were resumed, or have ended
+    def since(self) -> float | None:
+        over = self._paused_at is not None and not self.all_paused  # all were resumed, or one by itself, or have ended
         with self._lock:
             began, stood = self._began, self._paused_seconds
             if self._paused_at is not None and began is not None:
@@ -162,8 +127,19 @@ class ProgressGroup(Watchable, Generic[T]):
                 self._paused_at, self._paused_seconds = None, stood
             return None if began is None else began + stood
 
+    @property
+    def all_paused(self) -> bool:
+        """Whether all members that have not ended are to stand still, and there are some."""
+        undone = [task for task in self.parts if not task.finished]
+        return bool(undone) and all(task.paused and not task.cancel_requested for task in undone)
+
+    def pause_clock(self) -> None:
+        with self._lock:
+            if self._paused_at is None:
+                self._paused_at = time()
+
     def view(self) -> View:
-        state, since = self.snapshot(), self._since()
+        state, since = self.snapshot(), self.since()
         counts = {name: state[name] for name in (PENDING, RUNNING, DONE, FAILED, CANCELLED)}
         paused = 0.0 if since is None or self._began is None else since - self._began
         return View(state["n"], state["total"], state["status"], self._began, self._last_end, paused, counts)
@@ -177,15 +153,80 @@ class ProgressGroup(Watchable, Generic[T]):
         for task in self.parts:
             task.listen(subscription)
 
+    @property
+    def undone(self) -> "dict[Task, ProgressFuture[Any]]":
+        return self._undone.copy()
+
+    def wait(self, pause: float) -> bool:
+        """Whether all members are done, after so many seconds at most."""
+        with self._done:
+            return self.finished or self._done.wait(pause)
+
+    def poll(self, waited_for: "set[Any]") -> None:
+        for monitor in self.monitors:
+            monitor.poll(waited_for=waited_for)
+
+    def set(self, done_waiter: DoneWaiter) -> None:
+        self._waiters.append(done_waiter)
+        if self.finished:  # perhaps before it was set
+            done_waiter.wake()
+
+    def unset(self, done_waiter: DoneWaiter) -> None:
+        with contextlib.suppress(ValueError):  # Ctrl-C may have come before it was set
+            self._waiters.remove(done_waiter)
+
+
+class ProgressGroup(Watchable, Generic[T]):
+    """The progress of many futures in one place; they may be of several executors.
+
+    `n` and `total` of its state are sums over its members. A member whose total is not known, or not yet, counts as a task
+    of average size: the mean of the totals that are known (1 if none is) is added to `total`, and to `n` if it is done. So
+    the bar of tasks that never tell a total counts tasks, and that of tasks that tell it when they start does not run ahead.
+
+    TypeError for what is no future of this library's executors.
+    """
+
+    def __init__(self, futures: Iterable[ProgressFuture[T]]) -> None:
+        self.futures: tuple[ProgressFuture[T], ...] = tuple(futures)
+        """The members, in the order in which they were given."""
+        for future in self.futures:
+            if not isinstance(future, ProgressFuture):
+                raise TypeError(f"a group is made of this library's futures, not of {type(future).__name__}")
+        self._group = _GroupSource(self.futures)
+
+    # What is to be told
+
+    if TYPE_CHECKING:  # the callbacks of a group are told more than those of a future
+
+        def add_progress_callback(self, fn: Callable[[GroupState, GroupState], object]) -> None: ...
+        def remove_progress_callback(self, fn: Callable[[GroupState, GroupState], object]) -> None: ...
+
+    @property
+    def state(self) -> GroupState:
+        """A snapshot: the sums of `n` and `total`, a status, and how many members are in which.
+
+        The status is "pending" until a member starts, "running" until all have ended, but "paused" while all that run stand
+        still, then "failed" if one has failed, "cancelled" if one was cancelled, else "done".
+        """
+        return self._group.snapshot()
+
+    def done(self) -> bool:
+        """Whether all members are done."""
+        return self._group.finished
+
+    def _source(self) -> "_GroupSource":
+        return self._group
+
     def _add(self, sink: Sink) -> None:
         super()._add(sink)
-        for monitor in self.monitors:
-            monitor.groups.add(self)
-        if self.finished:  # meanwhile
-            for monitor in self.monitors:
-                monitor.groups.discard(self)
+        group = self._group
+        for monitor in group.monitors:
+            monitor.groups.add(group)
+        if group.finished:  # meanwhile
+            for monitor in group.monitors:
+                monitor.groups.discard(group)
         if not self.futures:  # no executor knows of it
-            self._poll({self})
+            group.poll({group})
 
     # Cancellation
 
@@ -230,15 +271,14 @@ class ProgressGroup(Watchable, Generic[T]):
         for future in self.futures:
             future._task.check_pausing()
         asked = [future.pause() for future in self.futures]  # without the lock, as it takes the one of the monitor
-        with self._lock:
-            if any(asked) and self._paused_at is None:
-                self._paused_at = time()
+        if any(asked):
+            self._group.pause_clock()
         return any(asked)
 
     def resume(self) -> bool:
         """Have all members go on; False if they are all done."""
         asked = [future.resume() for future in self.futures]
-        self._since()
+        self._group.since()
         return any(asked)
 
     @property
@@ -264,38 +304,31 @@ class ProgressGroup(Watchable, Generic[T]):
             self = None  # type: ignore[assignment]  # see `ProgressFuture.result`
 
     def _wait(self, timeout: float | None) -> bool:
-        if not self.finished and any(subscription.delivering_here for subscription in self.subscriptions):
+        group = self._group
+        if not group.finished and any(subscription.delivering_here for subscription in group.subscriptions):
             raise RuntimeError("a progress callback cannot wait for the group that it watches")
-        waited_for = {self, *self.parts}
-        lazy = [task for task in self._undone.copy() if task.runs_when_waited_for]
-        for subscription in self.subscriptions if lazy else ():
+        waited_for = {group, *group.parts}
+        lazy = [task for task in group.undone if task.runs_when_waited_for]
+        for subscription in group.subscriptions if lazy else ():
             subscription.bind_to_current_thread()  # where they run now, and push their progress
         ran = False
         for pause in waiting(timeout):
-            if lazy and not self.finished and (pause or not ran):  # none begins when the time is over
+            if lazy and not group.finished and (pause or not ran):  # none begins when the time is over
                 lazy.pop(0).run_here()
                 ran, pause = True, 0
-            self._poll(waited_for)
-            with self._done:
-                if self.finished or self._done.wait(pause):
-                    break
-        done = self.finished  # before the last delivery: what ends after it has not been told
-        self._poll(waited_for)
-        self = waited_for = None  # type: ignore[assignment]  # this frame is behind those of lazy tasks: see `result`
+            group.poll(waited_for)
+            if group.wait(pause):
+                break
+        done = group.finished  # before the last delivery: what ends after it has not been told
+        group.poll(waited_for)
+        self = group = waited_for = None  # type: ignore[assignment]  # this frame is behind those of lazy tasks: see `result`
         return done
 
-    def _poll(self, waited_for: "set[Any]") -> None:
-        for monitor in self.monitors:
-            monitor.poll(waited_for=waited_for)
-
     def _set(self, done_waiter: DoneWaiter) -> None:
-        self._waiters.append(done_waiter)
-        if self.finished:  # perhaps before it was set
-            done_waiter.wake()
+        self._group.set(done_waiter)
 
     def _unset(self, done_waiter: DoneWaiter) -> None:
-        with contextlib.suppress(ValueError):  # Ctrl-C may have come before it was set
-            self._waiters.remove(done_waiter)
+        self._group.unset(done_waiter)
 
     def check_for_progress(self, interval: float = INTERVAL) -> Coroutine[Any, Any, list[T]]:
         """Await the values of all members, and deliver progress in the running event loop, at most every `interval` seconds.
@@ -318,31 +351,31 @@ class ProgressGroup(Watchable, Generic[T]):
             self = None  # type: ignore[assignment]
 
     async def _watch_to_the_end(self, interval: float) -> None:
-        loop_poller = LoopPoller.of_running_loop()
-        loop_poller.watch(self, interval)
-        members = self._undone.copy()
+        group, loop_poller = self._group, LoopPoller.of_running_loop()
+        loop_poller.watch(group, interval)
+        members = group.undone
         done_waiter = DoneWaiter()
-        self._set(done_waiter)
+        group.set(done_waiter)
         try:
             for task in members:
                 loop_poller.adopt(task)
             for task, future in members.items():
                 if task.runs_when_waited_for:
                     await task.wait_in_loop(future, loop_poller)
-            if not self.finished:
+            if not group.finished:
                 await done_waiter.woken
-            self._poll({self, *members})
+            group.poll({group, *members})
         except BaseException as error:
-            loop_poller.abandon(self)
+            loop_poller.abandon(group)
             if isinstance(error, asyncio.CancelledError):
                 self.cancel(message_of(error))
             raise
         finally:
-            self._unset(done_waiter)
+            group.unset(done_waiter)
             for task in members:
                 loop_poller.let_go(task)
-            loop_poller.unwatch(self, interval)
-            self = None  # type: ignore[assignment]
+            loop_poller.unwatch(group, interval)
+            self = group = None  # type: ignore[assignment]
 
 
 def _values(futures: tuple[ProgressFuture[T], ...]) -> list[T]:
@@ -360,7 +393,7 @@ def _values(futures: tuple[ProgressFuture[T], ...]) -> list[T]:
 class _Waiter:
     """Tells a group of the ends of its members, which have it for good: it must not make a cycle of them and the group."""
 
-    def __init__(self, group: ProgressGroup[Any]) -> None:
+    def __init__(self, group: _GroupSource) -> None:
         self._group = weakref.ref(group)  # a monitor has the group while there is somebody to tell
 
     def _tell(self, future: "Future[Any]") -> None:

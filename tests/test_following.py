@@ -514,11 +514,11 @@ def assert_nothing_is_left(future, group):
     assert not future.cancel_requested()
     assert not future._done_callbacks
     assert [type(waiter).__name__ for waiter in future._waiters] == ["_Waiter"]  # the group's
-    assert not group._waiters
+    assert not group._group._waiters
     assert future._task.loop_poller is None
-    assert group.loop_poller is None
+    assert group._group.loop_poller is None
     assert not future._condition._waiters
-    assert not group._done._waiters
+    assert not group._group._done._waiters
 
 
 @contextlib.contextmanager

@@ -500,26 +500,26 @@ def test_the_state_of_ended_members_is_read_without_the_lock_of_their_executor(p
 def test_a_callback_that_is_added_while_a_group_ends_is_told_once(pool, gate):
     states = []
     group = ProgressGroup([pool.submit(jobs.step_until, gate)])
-    leave = group._leave_to_be_told
+    leave = group._group._leave_to_be_told
 
     def leave_and_add():
         leave()
         if not states:
             group.add_progress_callback(lambda old, new: states.append(new["status"]))
-            group._leave_to_be_told = leave
+            group._group._leave_to_be_told = leave
 
-    group._leave_to_be_told = leave_and_add
+    group._group._leave_to_be_told = leave_and_add
     open_gate(gate)
     group.result()
     assert states.count("done") == 1
-    assert group.subscriptions[0].empty
+    assert group._group.subscriptions[0].empty
 
 
 def test_a_group_whose_members_have_ended_is_running_until_it_is_done(pool, gate):
     group = ProgressGroup([pool.submit(jobs.step_until, gate)])
-    with group._done:
+    with group._group._done:
         open_gate(gate)
-        until(lambda: group._ended)
+        until(lambda: group._group._ended)
         assert not group.done()
         assert group.state["status"] == "running"
         assert group.state["done"] == 1
@@ -548,7 +548,7 @@ def test_a_signal_handler_may_cancel_the_last_member_while_the_group_is_waited_f
     for _ in range(8):
         local_pool.submit(jobs.wait_for, gate)
     group = ProgressGroup([local_pool.submit(jobs.add, 1)])
-    with group._done:  # as in its waiting
+    with group._group._done:  # as in its waiting
         assert group.futures[0].cancel()
     assert group.done()
     open_gate(gate)
@@ -583,7 +583,7 @@ def test_awaiting_a_group_delivers_its_members_wherever_their_callbacks_were_add
     async def main():
         group = ProgressGroup(futures)
         await group
-        assert not group._waiters
+        assert not group._group._waiters
         assert all(future._task.loop_poller is None for future in futures)
 
     futures = [pool.submit(jobs.count_slowly, 40, 0.01) for _ in range(2)]

@@ -438,7 +438,7 @@ def test_of_what_nobody_is_told_the_last_texts_are_kept(monkeypatch):
         future = executor.submit(jobs.say, numbers(2000, 100))
         group = ProgressGroup([future])
         told = said_by(group)
-        group.interval = DEADLINE  # told at the task's first step; the next is not due before the end
+        group._group.interval = DEADLINE  # told at the task's first step; the next is not due before the end
         future.result()
         assert len(future._task._said) == 50
         group.result()

@@ -366,7 +366,7 @@ def test_the_time_for_which_a_group_was_paused_before_it_began_is_not_taken_off(
         until(lambda: group.state["status"] == "paused")
         group.resume()
         until(lambda: group.state["n"])
-        assert 0 <= group._source().view().since - group._began < 0.3
+        assert 0 <= group._source().view().since - group._group._began < 0.3
         busy.result()
         group.cancel()
 
