@@ -1170,7 +1170,9 @@ def test_the_demonstration_tells_what_it_has_when_the_scheduler_is_lost(processe
     (vast / "small").mkdir()
     folders = ["vast", "small", "large"]
     with demonstration("--scheduler", processes.client.scheduler.address, *folders, cwd=vast) as screen:
-        screen.wait_for(lambda screen: percentage(screen, "large") and percentage(screen, "vast"))
+        screen.wait_for(
+            lambda screen: "1 done" in screen.text and percentage(screen, "large") and percentage(screen, "vast")
+        )
         processes.scheduler.kill()
         assert screen.finish() == 1
         digest = expected_line(vast / "small").split()[0]

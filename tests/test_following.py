@@ -614,7 +614,7 @@ def test_ctrl_c_while_a_for_loop_waits_leaves_nothing_behind(pool, gate):
         for followed in both:
             states = followed.states(FAR)
             next(states)
-            waiting = followed._condition if followed is both[0] else followed._done
+            waiting = followed._condition if followed is both[0] else followed._group._done
 
             def interrupt(waiting=waiting):
                 until(lambda: waiting._waiters)
