@@ -231,7 +231,7 @@ class Child:
         return self.scenario.twist != "delayed" or number % 2 == 0 or number in self.running_for_long
 
     def mark(self):
-        self.executor._board.pump()
+        self.executor.poll()
         for number, task in enumerate(self.tasks):
             if task.made and number not in self.ended:
                 self.live[number] = task.future, task.made[0]
