@@ -105,6 +105,7 @@ class Subscription:
         self.task = task
         self.bind_to_current_thread()
         self._sinks: dict[int, Sink] = {}  # by identity, in order
+        self.sinks: tuple[Sink, ...] = ()  # the same
         self.said: deque[SharedMessage] = deque(maxlen=KEPT)
         self._deaf = [True]  # empty once it had a sink that listens: a list, as to pop it is one step
         self._lock = threading.RLock()  # a signal handler may wait for something, too
@@ -132,6 +133,11 @@ class Subscription:
 
     def add(self, sink: Sink) -> None:
         self._sinks[id(sink)] = sink
+        self._note_sinks()
+
+    def _note_sinks(self) -> None:
+        while len(self.sinks) != len(self._sinks):  # a signal handler may change them in the midst of this
+            self.sinks = tuple(self._sinks.values())
 
     def begins_to_hear(self) -> bool:
         """Have it hear, from now on; whether its tasks are to be told of it: only the first time."""
@@ -142,16 +148,14 @@ class Subscription:
 
     def remove(self, sink: Sink) -> bool:
         """Whether it was there."""
-        return self._sinks.pop(id(sink), None) is not None
+        found = self._sinks.pop(id(sink), None) is not None
+        self._note_sinks()
+        return found
 
     def remove_callback(self, fn: Callable[..., object], kind: type[Callback] | type[LogReader]) -> bool:
         """Remove a sink of this kind that calls `fn`; False if there is none."""
         found = (sink for sink in self.sinks if isinstance(sink, kind) and sink.fn == fn)
         return any(self.remove(sink) for sink in found)
-
-    @property
-    def sinks(self) -> tuple[Sink, ...]:
-        return tuple(self._sinks.values())
 
     @property
     def empty(self) -> bool:
@@ -303,12 +307,12 @@ class Monitor:
     """
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()  # a signal handler may cancel, or a finalizer
+        self.lock: Any = threading.RLock()  # a signal handler may cancel, or a finalizer
         self.running: set[Runnable] = set()
         self.groups: set[Source] = set()  # of futures that are or were here; those with listeners, until they end
         self.ended: dict[Subscription, None] = {}  # in order
-        self.watched = False  # whether there ever was a subscription: most calls of `poll` come where there is none
-        self.cancelling = False  # set once, when everything on the executor is to stop
+        self.watched: bool = False  # whether there ever was a subscription: most calls of `poll` come where there is none
+        self.cancelling: bool = False  # set once, when everything on the executor is to stop
         self._sleepers: list[threading.Condition] = []  # on which threads wait that have nothing to deliver
 
     def watch(self) -> None:

@@ -64,7 +64,7 @@ class Sink:
     ```
     """
 
-    idle = False
+    idle: bool = False
 
     def update(self, view: View) -> None:
         """Called while it runs, at most once per interval, and whether something has changed or not."""
@@ -92,7 +92,7 @@ class SharedMessage:
 class ScreenSink(Sink):
     """One that shows messages above the bars of the place where it stands."""
 
-    listens = True
+    listens: bool = True
     """Whether it shows messages just now."""
 
     def place(self) -> object:
@@ -116,14 +116,15 @@ class Callback(Sink):
     """Calls `fn(old_state, new_state)` when the state has changed."""
 
     def __init__(self, fn: ProgressCallback) -> None:
-        self.fn = fn
+        self.fn: ProgressCallback = fn
         self._told: Any = ProgressState(n=0, total=None, status=PENDING)
-        self.called_last = False
+        self._seen = View(0, None, PENDING)
+        self.called_last: bool = False
 
     def update(self, view: View) -> None:
-        state = view.state
-        if state != self._told:
-            self._call(state)
+        seen, self._seen = self._seen, view
+        if view[:3] != seen[:3] or view.counts != seen.counts:
+            self._call(view.state)
 
     def close(self, view: View) -> None:
         self.called_last = True
@@ -140,10 +141,10 @@ class Callback(Sink):
 class LogReader(Sink):
     """Calls `fn(text)` with each text that the task logs."""
 
-    idle = True
+    idle: bool = True
 
     def __init__(self, fn: LogCallback) -> None:
-        self.fn = fn
+        self.fn: LogCallback = fn
 
     def message(self, kind: str, payload: Any) -> None:
         if kind == LOG:

@@ -73,7 +73,7 @@ class Slot:
     __slots__ = ("_doubles", "_known", "_words", "buffer")
 
     def __init__(self, buffer: Any = None) -> None:
-        self.buffer = memoryview(bytearray(EMPTY) if buffer is None else buffer)
+        self.buffer: memoryview[int] = memoryview(bytearray(EMPTY) if buffer is None else buffer)
         self._words = self.buffer.cast("q")
         self._doubles = self.buffer.cast("d")
         self._known = _AT_FIRST

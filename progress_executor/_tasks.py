@@ -56,15 +56,15 @@ class Task:
     """
 
     slot: Slot | None = None  # None while it is pending; and to the end if the function takes no progress
-    cancel_requested = False
+    cancel_requested: bool = False
     reason: str | None = None  # for which it is to stop
-    paused = False  # whether it is to stand still
-    was_paused = False  # whether it ever was: else nobody need ask for how long
+    paused: bool = False  # whether it is to stand still
+    was_paused: bool = False  # whether it ever was: else nobody need ask for how long
     timeout_message: str | None = None
     """Which deadline has passed, if it is for that it was asked to stop: written before `cancel_requested`."""
     subscriptions: Sequence[Subscription] = ()
     loop_poller: LoopPoller | None = None
-    interval = INTERVAL
+    interval: float = INTERVAL
     started_at: float | None = None
     """When it began to run, in seconds since the epoch; a task in another process says so in its slot."""
     ended_at: float | None = None
@@ -81,7 +81,7 @@ class Task:
     _handing_over = False  # a signal handler that comes meanwhile may deliver, and would add to these
     keepalive: object = None
     """Its pool, until it has ended: one that was dropped still replaces workers, and is left at exit."""
-    broken = False
+    broken: bool = False
     """Whether its worker is dead: it may have been killed in the midst of a write to the slot."""
     _final: ProgressState | None = None
 
@@ -92,9 +92,9 @@ class Task:
     def detach_after_fork(self) -> None:
         """In a forked child, which may look at it: nothing that is done to it there reaches the task of the parent."""
 
-    runs_when_waited_for = False
+    runs_when_waited_for: bool = False
     """Whether it runs only when somebody waits for it, in that thread."""
-    number = 0
+    number: int = 0
     """Its place in the order of submission, where that is looked at."""
     link: Any = None
     """To the worker process that it was given to, if it was."""
@@ -102,7 +102,7 @@ class Task:
     def run_here(self) -> None:
         """Run in the calling thread, if it is lazy and nobody else took it."""
 
-    to_be_run = False
+    to_be_run: bool = False
     """Whether it is lazy and runs nowhere yet, if it is `run_in_loop` that would run it."""
 
     async def run_in_loop(self, loop_poller: LoopPoller) -> None:
