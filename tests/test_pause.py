@@ -382,7 +382,7 @@ def test_the_clock_of_a_group_that_ends_while_it_stands_ends_there(gate):
         until(group.done)
         time.sleep(0.7)
         assert group.state["status"] == "cancelled"
-        assert group._until() - group._source().view().since > 0.4
+        assert group._source().view().ended - group._source().view().since > 0.4
 
 
 def test_a_group_whose_members_were_resumed_one_by_one_is_not_paused(gate):
