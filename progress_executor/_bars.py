@@ -76,6 +76,8 @@ class TqdmBar(ScreenSink):
         self._view = view
         if self._screen is not None:
             after_delivery.add(self._screen.draw)
+        if self._hidden and not ended:
+            return
         now = monotonic()
         if not ended and now < self._drawn_at + (max(_CLOCK, self._pause) if view == self._shown else self._pause):
             return
@@ -118,16 +120,11 @@ class TqdmBar(ScreenSink):
         else:
             getattr(bar, "write", print)(text)
 
-    @property
-    def idle(self) -> bool:  # type: ignore[override]
-        """Whether the terminal has no row for it, as the screen last drew it; which asks for the state when it gives one."""
-        if self._hidden and self._screen is not None:
-            after_delivery.add(self._screen.draw)  # which looks whether there is one now
-        return self._hidden
-
     def set_hidden(self, hidden: bool) -> None:
-        """Told by the screen when it draws all bars. Where it gets a row, the next delivery has a view for it."""
+        """Told by the screen when it draws all bars: a bar that gets a row shows the newest view."""
         self._hidden = hidden
+        if not hidden and self._bar is not None:
+            self._take_over(self._bar, self._view)
 
     @property
     def _pause(self) -> float:
