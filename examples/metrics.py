@@ -24,7 +24,7 @@ class Metrics(Sink):
     def close(self, view):
         self.update(view)
         counts[f'tasks_total{{status="{view.status}"}}'] += 1
-        if view.began is not None:
+        if view.began is not None and view.ended is not None:  # of what reports nothing they may be unknown
             counts["seconds_total"] += view.ended - view.began - view.paused
 
 

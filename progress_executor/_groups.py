@@ -284,8 +284,7 @@ class ProgressGroup(Watchable, Generic[T]):
     @property
     def paused(self) -> bool:
         """Whether all members that are not done are to stand still, and there are some."""
-        undone = [future for future in self.futures if not future.done()]
-        return bool(undone) and all(future.paused for future in undone)
+        return self._group.all_paused
 
     # Waiting
 

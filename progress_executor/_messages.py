@@ -11,9 +11,9 @@ from time import monotonic
 from typing import Any
 
 from ._slots import Slot
+from ._speedups._layout import LOG as LOG
 from ._speedups._waiting import wait_while
 
-LOG = "log"
 LOST = "lost"
 """The kind of a message that stands for those that found no room: its payload says how many."""
 

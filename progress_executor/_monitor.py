@@ -136,7 +136,7 @@ class Subscription:
         self._note_sinks()
 
     def _note_sinks(self) -> None:
-        while len(self.sinks) != len(self._sinks):  # a signal handler may change them in the midst of this
+        while [*map(id, self.sinks)] != [*self._sinks]:  # a signal handler may change them in the midst of this
             self.sinks = tuple(self._sinks.values())
 
     def begins_to_hear(self) -> bool:

@@ -1,5 +1,6 @@
 """Who is told of a task or of a group of tasks. `View` and `Sink` are public: docs/extending.md."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
@@ -89,15 +90,15 @@ class SharedMessage:
         """Where it is shown: once on each terminal, however many bars stand there."""
 
 
-class ScreenSink(Sink):
+class ScreenSink(Sink, ABC):
     """One that shows messages above the bars of the place where it stands."""
 
     listens: bool = True
     """Whether it shows messages just now."""
 
+    @abstractmethod
     def place(self) -> object:
         """Where it stands; None if it shows nothing."""
-        raise NotImplementedError
 
     def show(self, message: SharedMessage) -> None:
         """Show it, unless that was done there."""
@@ -117,25 +118,30 @@ class Callback(Sink):
 
     def __init__(self, fn: ProgressCallback) -> None:
         self.fn: ProgressCallback = fn
-        self._told: Any = ProgressState(n=0, total=None, status=PENDING)
-        self._seen = View(0, None, PENDING)
+        self._told: View | None = None
         self.called_last: bool = False
 
     def update(self, view: View) -> None:
-        seen, self._seen = self._seen, view
-        if view[:3] != seen[:3] or view.counts != seen.counts:
-            self._call(view.state)
+        told = self._told or _at_first(view)
+        if view[:3] != told[:3] or view.counts != told.counts:
+            self._call(view)
 
     def close(self, view: View) -> None:
         self.called_last = True
-        self._call(view.state)
+        self._call(view)
 
-    def _call(self, state: ProgressState) -> None:
-        old, self._told = self._told, state.copy()
-        self.fn(old, state)
+    def _call(self, view: View) -> None:
+        old, self._told = self._told or _at_first(view), view
+        self.fn(old.state, view.state)
 
     def __repr__(self) -> str:
         return repr(self.fn)
+
+
+def _at_first(view: View) -> View:
+    """What it was before anything was told: pending, of a group all members."""
+    counts = view.counts and {**dict.fromkeys(view.counts, 0), PENDING: sum(view.counts.values())}
+    return View(0, None, PENDING, counts=counts)
 
 
 class LogReader(Sink):

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from progress_executor import ProgressGroup, Sink, SyncProgressExecutor, View
+from progress_executor._monitor import Subscription
 
 from . import jobs
 from .conftest import DEADLINE, open_gate, until
@@ -118,6 +119,44 @@ def test_a_sink_is_removed_by_identity(executor):
     assert not second.calls
     with pytest.raises(ValueError, match="not a sink"):
         future.remove_sink(first)
+
+
+def test_sinks_that_a_signal_handler_changes_in_between_are_known(pool):
+    first, second = Recorder(), Recorder()
+
+    class Interrupted(dict):
+        def pop(self, *args):
+            found = super().pop(*args)
+            if args[0] == id(first) and id(second) not in self:
+                subscription.add(second)
+            return found
+
+    future = pool.submit(jobs.count, 3)
+    subscription = Subscription.of(future._task)
+    subscription._sinks = Interrupted()
+    future.add_sink(first)
+    future.remove_sink(first)
+    future.result()
+    assert not first.calls
+    assert second.named("close")
+
+
+def test_a_groups_callback_is_first_told_that_all_were_pending(pool):
+    group = ProgressGroup([pool.submit(jobs.count, 3) for _ in range(3)])
+    states = []
+    group.add_progress_callback(lambda old, new: states.append(old))
+    group.result()
+    pending = {
+        "n": 0,
+        "total": None,
+        "status": "pending",
+        "pending": 3,
+        "running": 0,
+        "done": 0,
+        "failed": 0,
+        "cancelled": 0,
+    }
+    assert states[0] == pending
 
 
 def test_what_is_no_sink_is_refused(executor):

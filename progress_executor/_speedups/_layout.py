@@ -73,7 +73,10 @@ ASKED = 1
 TAKEN = 2
 LEFT = 3
 
-# Kinds.
+LOG = "log"
+"""The kind of a message that is a text."""
+
+# Kinds of numbers.
 NONE = 0
 INT = 1
 FLOAT = 2

@@ -4,6 +4,7 @@
  * and relaxed: nothing that a step writes ever changes its meaning, so no order between steps is needed. PE_ATOMIC has
  * that form also with the GIL, for tests. tests/race.c includes this file.
  */
+#include <limits.h>
 #include <math.h>
 #include <string.h>
 

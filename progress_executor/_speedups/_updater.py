@@ -30,6 +30,7 @@ from ._layout import (
     INT,
     LISTENS_BYTE,
     LOCKED,
+    LOG,
     MESSAGE_BYTE,
     MESSAGE_LENGTH_BYTE,
     MESSAGE_SIZE,
@@ -531,7 +532,7 @@ class Updater:
             raise RuntimeError(HAS_ENDED)
         if self._send is not None:
             data = encoded(text, TEXT_SIZE)
-            self._send("log", data.decode(), len(data) + 8)
+            self._send(LOG, data.decode(), len(data) + 8)
         self._publish(False)
 
     def close(self) -> None:
