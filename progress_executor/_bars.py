@@ -40,8 +40,9 @@ class TqdmBar(ScreenSink):
         tqdm_cls: Callable[..., Any] | None,
         init_kwargs: Mapping[str, Any] | None,
         triggers: Iterable[Trigger] | None,
-        view: View,
+        look: Callable[[], View],
     ) -> None:
+        """`look` gives the present view: for when the bar is made, and when it gets a row."""
         if tqdm_cls is None:
             import tqdm
 
@@ -53,7 +54,7 @@ class TqdmBar(ScreenSink):
                 raise ValueError(f"unknown trigger {trigger!r}: a bar is made at 'now', 'running' or 'cancelled'")
         self._make: partial[Any] | None = partial(tqdm_cls, **(init_kwargs or {}))
         self._bar: Any = None
-        self._view = view  # the last one
+        self._look = look
         self._screen: _Screen | None = None
         self._hidden = False
         self._in_file = False
@@ -64,7 +65,7 @@ class TqdmBar(ScreenSink):
         self._drawn_at = -inf  # not 0: where the machine was started a moment ago, that is just now
         if "now" in self._triggers:
             self._open()
-            self.update(view)  # nobody else does while it is pending
+            self.update(look())  # nobody else does while it is pending
 
     def update(self, view: View) -> None:
         self._tell(view, False)
@@ -73,11 +74,8 @@ class TqdmBar(ScreenSink):
         self._tell(view, True)
 
     def _tell(self, view: View, ended: bool) -> None:
-        self._view = view
         if self._screen is not None:
             after_delivery.add(self._screen.draw)
-        if self._hidden and not ended:
-            return
         now = monotonic()
         if not ended and now < self._drawn_at + (max(_CLOCK, self._pause) if view == self._shown else self._pause):
             return
@@ -100,7 +98,7 @@ class TqdmBar(ScreenSink):
         if self._make is not None:
             with SigintDeferred():
                 self._open()  # it is the time to make it
-                self._show(self._view, False)
+                self._show(self._look(), False)
         bar = self._bar
         return None if bar is None else _terminal(bar.fp) if _is_plain(bar) else type(bar)
 
@@ -120,11 +118,18 @@ class TqdmBar(ScreenSink):
         else:
             getattr(bar, "write", print)(text)
 
+    @property
+    def idle(self) -> bool:  # type: ignore[override]
+        """Whether the terminal has no row for it, as last drawn: to read a thousand states for nothing takes long."""
+        if self._hidden and self._screen is not None:
+            after_delivery.add(self._screen.draw)  # which looks whether there is one now
+        return self._hidden
+
     def set_hidden(self, hidden: bool) -> None:
-        """Told by the screen when it draws all bars: a bar that gets a row shows the newest view."""
+        """Told by the screen when it draws all bars."""
         self._hidden = hidden
         if not hidden and self._bar is not None:
-            self._take_over(self._bar, self._view)
+            self._take_over(self._bar, self._look())
 
     @property
     def _pause(self) -> float:

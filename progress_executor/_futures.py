@@ -133,8 +133,8 @@ class Watchable:
         if triggers is not None and trigger is not None:
             raise TypeError("trigger is another name for triggers: give one of them")
         with SigintDeferred():  # nobody would close a bar that is made and not added
-            view = self._source().view()
-            self._add(TqdmBar(tqdm_cls, init_kwargs, triggers if trigger is None else trigger, view))
+            look = self._source().view
+            self._add(TqdmBar(tqdm_cls, init_kwargs, triggers if trigger is None else trigger, look))
 
     def add_rich_callback(self, progress: "Progress", **fields: Any) -> None:
         """Show the progress in a row of `progress`, a `rich.progress.Progress` that the caller starts and stops.
