@@ -5,8 +5,7 @@ version those that are marked slow, too.
 
 Needs nothing but the standard library. Each interpreter gets a virtual environment in .venv, into which the package is
 installed as a user would; the tests run from a copy in another folder, so that they see the installed package and not
-the checkout. One run more than there are processors go beside each other, as tests mostly wait; what one printed is shown
-when it has ended.
+the checkout. As many runs as there are processors go beside each other; what one printed is shown when it has ended.
 """
 
 import argparse
@@ -201,7 +200,7 @@ def main() -> int:
         found = {version: path for version, path in found.items() if f"{named(version)}.".startswith(f"{options.only}.")}
     runs: list[tuple[str, Future[int]]] = []
     short: list[Run] = []
-    with ThreadPoolExecutor(processors() + 1) as pool:
+    with ThreadPoolExecutor(processors()) as pool:
         for version in sorted(found, reverse=True):
             newest, between = version == max(found), min(found) < version < max(found)
             for run in runs_on(version, found[version], newest, between, options.all and newest, options.arguments):

@@ -327,6 +327,7 @@ def test_a_child_that_a_task_has_left_hides_no_death(method, tmp_path, gate):
 @pytest.mark.parametrize("then", [jobs.wait_for, jobs.exit_at_once, len])
 def test_a_task_that_closes_all_files_hides_no_death(then, process_pool, gate):
     future = process_pool.submit(close_all_files, then, *([gate] if then is jobs.wait_for else []))
+    until(lambda: future.running() or future.done())  # a spawned worker takes seconds to start on a busy machine
     assert isinstance(future.exception(2 * AT_ONCE), WorkerDied)
     assert process_pool.submit(jobs.count, 3).result(DEADLINE) == 3
 
